@@ -1,0 +1,45 @@
+// The segment: one shared-memory file that holds all experts, written by expert-store, mapped read-only by workers.
+// layout.h has the bytes; this file has the two sides that touch them.
+//
+// No lock, queue or reference count lives in it: one writer, any number of readers.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/unique_fd.h"
+#include "common/tensor/linear.h"
+
+namespace hearth {
+
+// A worker's view. Every offset, size and header is checked once by Open; lookups then only read a state word.
+// Thread-safe.
+class SegmentReader {
+ public:
+  // Opens read-only and maps the whole segment, populated. FailedPrecondition if fingerprint (hex; empty: any) or layout
+  // version differ (both are named); DataLoss if anything in header or table points outside or doesn't fit.
+  static absl::StatusOr<std::unique_ptr<SegmentReader>> Open(const std::filesystem::path& path,
+                                                             const std::string& fingerprint);
+  // The same over a descriptor (memfd in `hearth verify` and tests).
+  static absl::StatusOr<std::unique_ptr<SegmentReader>> FromFd(UniqueFd fd,
+                                                               const std::string& fingerprint);
+  virtual ~SegmentReader() = default;
+
+  // Unavailable while the expert is being loaded or reloaded; NotFound for a layer without experts or an id out of range.
+  // The reference stays valid as long as the reader lives.
+  virtual absl::StatusOr<ExpertRef> Expert(int layer, int expert) const = 0;
+
+  virtual int n_layers() const = 0;
+  virtual int n_experts() const = 0;
+  virtual uint64_t bytes() const = 0;
+  virtual const std::string& fingerprint() const = 0;
+  // Identifies the file: two readers of one segment agree (device and inode).
+  virtual std::string identity() const = 0;
+};
+
+}  // namespace hearth

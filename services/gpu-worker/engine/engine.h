@@ -1,0 +1,106 @@
+// The model: token ids in, logits out, for several sequences in one step. Used by the scheduler (one thread) and by
+// `hearth verify`.
+//
+// Every row is computed by the same operations in the same order whatever else is in the batch and however a prompt is cut
+// into chunks, so a sequence's logits do not depend on its company.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/checkpoint/checkpoint.h"
+#include "common/tensor/linear.h"
+
+namespace hearth::worker {
+
+// Where the engine finds routed experts. Called from the engine's threads, so thread-safe.
+class ExpertSource {
+ public:
+  virtual ~ExpertSource() = default;
+  // Valid until the step ends.
+  virtual absl::StatusOr<ExpertRef> Get(int layer, int expert) = 0;
+};
+
+struct EngineOptions {
+  int n_threads = 1;
+  int page_tokens = 16;         // tokens a KV page holds
+  int64_t kv_tokens = 65536;    // tokens that all sequences together can keep
+  int max_batch_tokens = 512;   // rows of one step at most (a chunk is cut to fit)
+};
+
+// One sequence's memory: KV pages of the attention layers, delta-net and convolution states of the others. Made by
+// Engine::NewSequence; gives its pages back when destroyed. Belongs to the engine's thread.
+class SequenceState {
+ public:
+  virtual ~SequenceState() = default;
+  virtual int64_t n_tokens() const = 0;  // tokens seen: the next one's position
+};
+
+enum class LogitsWanted { kNone, kLast, kAll };
+
+struct StepItem {
+  SequenceState* state = nullptr;      // advanced by tokens.size(); an item a sequence at most
+  std::span<const int32_t> tokens;     // >= 1, each in [0, vocab_size)
+  LogitsWanted logits = LogitsWanted::kLast;
+};
+
+// Logits of the step's items, in their order: one row for kLast, tokens.size() for kAll, none for kNone.
+struct StepLogits {
+  std::vector<float> values;  // [n_rows, vocab_size]
+  int n_rows = 0;
+  std::span<const float> Row(int row, int vocab_size) const {
+    return std::span(values).subspan(static_cast<size_t>(row) * static_cast<size_t>(vocab_size),
+                                     static_cast<size_t>(vocab_size));
+  }
+};
+
+// Sees named intermediates [rows, columns] while a step runs, for `hearth verify`. `name` is as in the reference files:
+// "embedding", "layers.3.hidden", "layers.3.router.topk_ids", "layers.3.router.topk_weights", and
+// "layers.3.router.logits". Ids come as floats.
+using TensorObserver =
+    std::function<void(std::string_view name, int rows, int columns, const float* values)>;
+
+class Engine {
+ public:
+  // Reads the dense weights. `experts` is borrowed and may become able to answer later.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const Checkpoint& checkpoint,
+                                                        ExpertSource* experts,
+                                                        const EngineOptions& options);
+  virtual ~Engine() = default;
+
+  virtual const ModelConfig& config() const = 0;
+  virtual std::unique_ptr<SequenceState> NewSequence() = 0;
+
+  // KV pages that `n_tokens` more tokens of a sequence would take beyond those it has.
+  virtual int64_t PagesNeeded(const SequenceState& state, int64_t n_tokens) const = 0;
+  virtual int64_t pages_free() const = 0;
+  virtual int64_t pages_total() const = 0;
+
+  // Runs all items through the model. ResourceExhausted, before anything changed, if the pages don't suffice.
+  // Any other error leaves the items' states unusable: drop those sequences. The sum of tokens is at most
+  // max_batch_tokens (InvalidArgument).
+  virtual absl::Status Step(std::span<const StepItem> items, StepLogits* logits) = 0;
+
+  // Grows while a step computes (at least once a layer and 16 rows); read from any thread by the watchdog.
+  virtual uint64_t progress() const = 0;
+  // Asks a running step to give up soon (Cancelled): for a watchdog or a fast stop. Any thread. Cleared by ClearInterrupt.
+  virtual void Interrupt() = 0;
+  virtual void ClearInterrupt() = 0;
+
+  // Copies of a delta-net layer's states after the tokens seen: conv [channels, W - 1] with the newest last, and
+  // recurrent [Hv, dk, dv]. For verify.
+  virtual absl::Status ReadDeltaState(const SequenceState& state, int layer,
+                                      std::vector<float>* conv,
+                                      std::vector<float>* recurrent) const = 0;
+
+  virtual void SetObserver(TensorObserver observer) = 0;
+};
+
+}  // namespace hearth::worker
