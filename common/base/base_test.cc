@@ -59,7 +59,8 @@ TEST(ThreadPool, ManyShortLoopsDoNotMix) {
 }
 
 TEST(Files, ErrorsNameThePath) {
-  const auto dir = std::filesystem::temp_directory_path() / ("hearth-base-" + std::to_string(::getpid()));
+  const auto dir =
+      std::filesystem::temp_directory_path() / ("hearth-base-" + std::to_string(::getpid()));
   ASSERT_OK(MakePrivateDirectory(dir));
   EXPECT_THAT(MappedFile::OpenReadOnly(dir / "none"),
               IsStatus(absl::StatusCode::kNotFound, HasSubstr("none")));

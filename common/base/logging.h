@@ -1,4 +1,5 @@
-// Structured logs of the services: one JSON object a line on standard error. Libraries do not log; they return errors.
+// Structured logs of the services: one JSON object a line on standard error. Libraries do not log;
+// they return errors.
 //
 //   LogInfo("attached", {{"segment_bytes", bytes}, {"request_id", id}});
 //
@@ -7,6 +8,7 @@
 
 #include <boost/json/value.hpp>
 #include <initializer_list>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -14,7 +16,21 @@ namespace hearth {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
-using LogField = std::pair<std::string_view, boost::json::value>;
+// A name and any JSON value; std::string and std::string_view are accepted too.
+struct LogField {
+  LogField(std::string_view field_name, std::string_view text)
+      : name(field_name), value(boost::json::string_view(text.data(), text.size())) {}
+  LogField(std::string_view field_name, const std::string& text)
+      : LogField(field_name, std::string_view(text)) {}
+  LogField(std::string_view field_name, const char* text)
+      : LogField(field_name, std::string_view(text)) {}
+  template <typename T>
+  LogField(std::string_view field_name, T json_value)
+      : name(field_name), value(std::move(json_value)) {}
+
+  std::string_view name;
+  boost::json::value value;
+};
 
 // Names the process in every line ("gateway"). Call once at start.
 void SetLogService(std::string_view service);

@@ -17,7 +17,8 @@ inline std::string_view FromAbsl(absl::string_view text) { return {text.data(), 
 absl::Status Annotate(const absl::Status& status, std::string_view context);
 
 // A status for a failed system call: `what` names the call and its object. Keeps errno's meaning
-// (ENOENT NotFound, EACCES PermissionDenied, ENOSPC/ENOMEM/EMFILE ResourceExhausted, EEXIST AlreadyExists, else Internal).
+// (ENOENT NotFound, EACCES PermissionDenied, ENOSPC/ENOMEM/EMFILE ResourceExhausted, EEXIST
+// AlreadyExists, else Internal).
 absl::Status ErrnoStatus(int error_number, std::string_view what);
 
 }  // namespace hearth

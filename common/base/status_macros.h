@@ -6,10 +6,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define HEARTH_RETURN_IF_ERROR(expr)                        \
-  do {                                                      \
-    absl::Status hearth_status_ = (expr);                   \
-    if (!hearth_status_.ok()) return hearth_status_;        \
+#define HEARTH_RETURN_IF_ERROR(expr)                 \
+  do {                                               \
+    absl::Status hearth_status_ = (expr);            \
+    if (!hearth_status_.ok()) return hearth_status_; \
   } while (false)
 
 #define HEARTH_CONCAT_INNER_(a, b) a##b

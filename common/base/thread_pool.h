@@ -1,5 +1,5 @@
-// A fixed set of threads that run one loop at a time, for loops whose body is long (milliseconds) or whose latency is not
-// on a token's path.
+// A fixed set of threads that run one loop at a time, for loops whose body is long (milliseconds)
+// or whose latency is not on a token's path.
 //
 // Thread rule: ParallelFor may be called from one thread at a time; bodies must not call it again.
 #pragma once

@@ -1,4 +1,5 @@
-// config.json and generation_config.json of a Qwen3-Next checkpoint, both published styles, checked field by field.
+// config.json and generation_config.json of a Qwen3-Next checkpoint, both published styles, checked
+// field by field.
 #pragma once
 
 #include <cstdint>
@@ -27,34 +28,35 @@ struct RopeConfig {
   int original_max_position_embeddings = 0;
   double beta_fast = 32;
   double beta_slow = 1;
-  double attention_factor = 1;  // multiplies cos and sin; already 0.1 ln f + 1 where YaRN's is absent
+  double attention_factor =
+      1;  // multiplies cos and sin; already 0.1 ln f + 1 where YaRN's is absent
 };
 
 // Letters as in docs/model.md: D, L, H, G, d, Hk, Hv, dk, dv, W, E, K, F, Fs, V.
 struct ModelConfig {
-  int hidden_size = 0;                   // D
-  int n_layers = 0;                      // L
-  int n_heads = 0;                       // H
-  int n_kv_heads = 0;                    // G
-  int head_dim = 0;                      // d
-  int linear_key_heads = 0;              // Hk
-  int linear_value_heads = 0;            // Hv
-  int linear_key_head_dim = 0;           // dk
-  int linear_value_head_dim = 0;         // dv
-  int conv_width = 4;                    // W
-  int n_experts = 0;                     // E
-  int experts_per_token = 0;             // K
-  int expert_intermediate_size = 0;      // F
+  int hidden_size = 0;                      // D
+  int n_layers = 0;                         // L
+  int n_heads = 0;                          // H
+  int n_kv_heads = 0;                       // G
+  int head_dim = 0;                         // d
+  int linear_key_heads = 0;                 // Hk
+  int linear_value_heads = 0;               // Hv
+  int linear_key_head_dim = 0;              // dk
+  int linear_value_head_dim = 0;            // dv
+  int conv_width = 4;                       // W
+  int n_experts = 0;                        // E
+  int experts_per_token = 0;                // K
+  int expert_intermediate_size = 0;         // F
   int shared_expert_intermediate_size = 0;  // Fs
-  int intermediate_size = 0;             // width of plain MLP layers
-  int vocab_size = 0;                    // V
+  int intermediate_size = 0;                // width of plain MLP layers
+  int vocab_size = 0;                       // V
   int max_position_embeddings = 0;
   double rms_norm_eps = 1e-6;
   bool norm_topk_prob = true;
   bool tie_word_embeddings = false;
   RopeConfig rope;
-  std::vector<LayerConfig> layers;       // L of them
-  std::string model_type;                // "qwen3_next"
+  std::vector<LayerConfig> layers;  // L of them
+  std::string model_type;           // "qwen3_next"
 
   // From generation_config.json, else config.json.
   std::vector<int32_t> eos_token_ids;
@@ -70,8 +72,8 @@ struct ModelConfig {
   }
 };
 
-// Reads both files of `folder`. Errors name file, field, value and what is allowed; an architecture other than
-// Qwen3-Next is Unimplemented.
+// Reads both files of `folder`. Errors name file, field, value and what is allowed; an architecture
+// other than Qwen3-Next is Unimplemented.
 absl::StatusOr<ModelConfig> ReadModelConfig(const std::filesystem::path& folder);
 
 // The same from texts, for tests and fuzzing; `generation_json` may be empty.

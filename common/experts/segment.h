@@ -1,5 +1,5 @@
-// The segment: one shared-memory file that holds all experts, written by expert-store, mapped read-only by workers.
-// layout.h has the bytes; this file has the two sides that touch them.
+// The segment: one shared-memory file that holds all experts, written by expert-store, mapped
+// read-only by workers. layout.h has the bytes; this file has the two sides that touch them.
 //
 // No lock, queue or reference count lives in it: one writer, any number of readers.
 #pragma once
@@ -17,12 +17,13 @@
 
 namespace hearth {
 
-// A worker's view. Every offset, size and header is checked once by Open; lookups then only read a state word.
-// Thread-safe.
+// A worker's view. Every offset, size and header is checked once by Open; lookups then only read a
+// state word. Thread-safe.
 class SegmentReader {
  public:
-  // Opens read-only and maps the whole segment, populated. FailedPrecondition if fingerprint (hex; empty: any) or layout
-  // version differ (both are named); DataLoss if anything in header or table points outside or doesn't fit.
+  // Opens read-only and maps the whole segment, populated. FailedPrecondition if fingerprint (hex;
+  // empty: any) or layout version differ (both are named); DataLoss if anything in header or table
+  // points outside or doesn't fit.
   static absl::StatusOr<std::unique_ptr<SegmentReader>> Open(const std::filesystem::path& path,
                                                              const std::string& fingerprint);
   // The same over a descriptor (memfd in `hearth verify` and tests).
@@ -30,8 +31,8 @@ class SegmentReader {
                                                                const std::string& fingerprint);
   virtual ~SegmentReader() = default;
 
-  // Unavailable while the expert is being loaded or reloaded; NotFound for a layer without experts or an id out of range.
-  // The reference stays valid as long as the reader lives.
+  // Unavailable while the expert is being loaded or reloaded; NotFound for a layer without experts
+  // or an id out of range. The reference stays valid as long as the reader lives.
   virtual absl::StatusOr<ExpertRef> Expert(int layer, int expert) const = 0;
 
   virtual int n_layers() const = 0;

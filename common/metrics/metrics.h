@@ -1,7 +1,9 @@
-// Prometheus metrics of a service and the small HTTP server that exposes them where they have no HTTP of their own.
+// Prometheus metrics of a service and the small HTTP server that exposes them where they have no
+// HTTP of their own.
 //
-// Families are made once, at start, and kept in a struct of the service; prometheus-cpp's counters, gauges and histograms
-// are thread-safe. Names: prefix hearth_, units in the name, as listed in docs/metrics.md.
+// Families are made once, at start, and kept in a struct of the service; prometheus-cpp's counters,
+// gauges and histograms are thread-safe. Names: prefix hearth_, units in the name, as listed in
+// docs/metrics.md.
 #pragma once
 
 #include <prometheus/counter.h>
@@ -20,8 +22,9 @@ namespace hearth {
 
 using MetricLabels = std::map<std::string, std::string>;
 
-// The text exposition of a registry (format 0.0.4), plus process metrics (process_resident_memory_bytes, process_open_fds,
-// process_start_time_seconds, process_cpu_seconds_total).
+// The text exposition of a registry (format 0.0.4), plus process metrics
+// (process_resident_memory_bytes, process_open_fds, process_start_time_seconds,
+// process_cpu_seconds_total).
 std::string RenderMetrics(prometheus::Registry& registry);
 
 // Shorthands: one family of one metric.
@@ -34,8 +37,8 @@ prometheus::Histogram& AddHistogram(prometheus::Registry& registry, const std::s
                                     const prometheus::Histogram::BucketBoundaries& buckets,
                                     const MetricLabels& labels = {});
 
-// Serves GET /metrics and GET /health (200 "ok") on "host:port" (port 0: any) with one thread, at most 16 connections, 5 s
-// a request. For Prometheus; off unless configured.
+// Serves GET /metrics and GET /health (200 "ok") on "host:port" (port 0: any) with one thread, at
+// most 16 connections, 5 s a request. For Prometheus; off unless configured.
 class MetricsServer {
  public:
   // `before_scrape` refreshes gauges; may be null.

@@ -1,4 +1,5 @@
-// Client side: channels with keep-alive (5 s, 3 s for the answer), so that a hung peer is noticed in seconds.
+// Client side: channels with keep-alive (5 s, 3 s for the answer), so that a hung peer is noticed
+// in seconds.
 #pragma once
 
 #include <grpcpp/channel.h>

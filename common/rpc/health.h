@@ -1,4 +1,5 @@
-// grpc.health.v1 with an answer that is computed when asked, and the probe that asks over a new connection.
+// grpc.health.v1 with an answer that is computed when asked, and the probe that asks over a new
+// connection.
 #pragma once
 
 #include <chrono>
@@ -11,8 +12,9 @@
 
 namespace hearth {
 
-// `is_serving` is called on gRPC's threads for every Check ("" is the process as a whole) and must answer at once.
-// Unknown services are NOT_FOUND as the protocol says. Watch sends the state, then changes at most every 500 ms.
+// `is_serving` is called on gRPC's threads for every Check ("" is the process as a whole) and must
+// answer at once. Unknown services are NOT_FOUND as the protocol says. Watch sends the state, then
+// changes at most every 500 ms.
 class HealthService final : public grpc::health::v1::Health::CallbackService {
  public:
   enum class Answer { kServing, kNotServing, kUnknownService };
@@ -30,8 +32,9 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
   std::function<Answer(std::string_view)> answer_;
 };
 
-// Connects anew (gRPC 1.51 can go deaf to new connections while old ones work), asks, and disconnects.
-// OK if SERVING; FailedPrecondition if NOT_SERVING; Unavailable or DeadlineExceeded if nothing answers in time.
+// Connects anew (gRPC 1.51 can go deaf to new connections while old ones work), asks, and
+// disconnects. OK if SERVING; FailedPrecondition if NOT_SERVING; Unavailable or DeadlineExceeded if
+// nothing answers in time.
 absl::Status ProbeHealth(const std::string& address, std::string_view service,
                          std::chrono::milliseconds timeout);
 

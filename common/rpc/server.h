@@ -14,13 +14,15 @@
 namespace hearth {
 
 struct RpcServerOptions {
-  std::string address;  // "unix:/run/dir/worker.sock", or "host:port" (a warning is logged: no authentication)
+  std::string address;  // "unix:/run/dir/worker.sock", or "host:port" (a warning is logged: no
+                        // authentication)
   int max_message_bytes = 32 << 20;
   int max_concurrent_streams = 512;
 };
 
-// Owns the server and the lock file beside its socket: a second server on one socket is AlreadyExists with the holder's
-// pid (gRPC itself would take the socket over silently). A stale socket is removed. The socket gets mode 0600.
+// Owns the server and the lock file beside its socket: a second server on one socket is
+// AlreadyExists with the holder's pid (gRPC itself would take the socket over silently). A stale
+// socket is removed. The socket gets mode 0600.
 class RpcServer {
  public:
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
@@ -38,7 +40,8 @@ class RpcServer {
   std::unique_ptr<grpc::Server> server_;
 };
 
-// Raises the soft descriptor limit to the hard one (gRPC 1.51 never recovers from running out). Returns the limit.
+// Raises the soft descriptor limit to the hard one (gRPC 1.51 never recovers from running out).
+// Returns the limit.
 uint64_t RaiseDescriptorLimit();
 
 // A flock'ed file that names this process; AlreadyExists names the pid that holds it.

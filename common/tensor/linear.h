@@ -1,5 +1,6 @@
-// One linear layer's weights, wherever they lie (a checkpoint file, the expert segment, our own memory), and how to read
-// them back as float32. This is the type that checkpoint, expert-store and the worker's ops share.
+// One linear layer's weights, wherever they lie (a checkpoint file, the expert segment, our own
+// memory), and how to read them back as float32. This is the type that checkpoint, expert-store and
+// the worker's ops share.
 #pragma once
 
 #include <array>
@@ -17,20 +18,21 @@ enum class WeightKind : uint32_t {
 
 // A borrowed matrix [out, in], row-major; y = W x maps `in` values to `out`.
 //   kF32, kF16, kBF16: `data` holds out * in values.
-//   kBlock4: `data` holds ceil(out * in / 2) bytes, the earlier element in the high half; blocks of `block_size`
-//   consecutive elements of the flattened matrix (they may straddle rows) share absmax[element / block_size];
-//   w = levels[code] * absmax.
+//   kBlock4: `data` holds ceil(out * in / 2) bytes, the earlier element in the high half; blocks of
+//   `block_size` consecutive elements of the flattened matrix (they may straddle rows) share
+//   absmax[element / block_size]; w = levels[code] * absmax.
 struct LinearRef {
   WeightKind kind = WeightKind::kF32;
   int64_t out = 0;
   int64_t in = 0;
   const void* data = nullptr;
-  const float* absmax = nullptr;          // kBlock4: ceil(out * in / block_size) values
-  int32_t block_size = 64;                // kBlock4
-  std::array<float, 16> levels = {};      // kBlock4
+  const float* absmax = nullptr;      // kBlock4: ceil(out * in / block_size) values
+  int32_t block_size = 64;            // kBlock4
+  std::array<float, 16> levels = {};  // kBlock4
 };
 
-// bitsandbytes' tables, for tests and synthetic models; a checkpoint's own quant_map decides where there is one.
+// bitsandbytes' tables, for tests and synthetic models; a checkpoint's own quant_map decides where
+// there is one.
 extern const std::array<float, 16> kNf4Levels;
 extern const std::array<float, 16> kFp4Levels;
 

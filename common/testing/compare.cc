@@ -8,8 +8,7 @@ namespace hearth::testing {
 ::testing::AssertionResult AllClose(std::span<const float> got, std::span<const float> want,
                                     Tolerance tolerance) {
   if (want.empty() || got.size() != want.size()) {
-    return ::testing::AssertionFailure()
-           << "got " << got.size() << " values, want " << want.size();
+    return ::testing::AssertionFailure() << "got " << got.size() << " values, want " << want.size();
   }
   size_t n_off = 0, worst = 0;
   double worst_excess = -1;
@@ -22,9 +21,9 @@ namespace hearth::testing {
     ++n_off;
   }
   if (n_off == 0) return ::testing::AssertionSuccess();
-  return ::testing::AssertionFailure() << n_off << " of " << want.size() << " off, the worst at "
-                                       << worst << ": got " << got[worst] << ", want "
-                                       << want[worst];
+  return ::testing::AssertionFailure()
+         << n_off << " of " << want.size() << " off, the worst at " << worst << ": got "
+         << got[worst] << ", want " << want[worst];
 }
 
 Tolerance DotTolerance(int k, double eps, double typical_product) {

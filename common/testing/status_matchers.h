@@ -30,7 +30,7 @@ MATCHER_P2(IsStatus, code, message_matcher, "") {
 #define ASSERT_OK(expr) ASSERT_EQ(::hearth::testing::GetStatus(expr), absl::OkStatus())
 #define ASSERT_OK_AND_ASSIGN(lhs, expr) \
   ASSERT_OK_AND_ASSIGN_(HEARTH_CONCAT_(hearth_test_or_, __LINE__), lhs, expr)
-#define ASSERT_OK_AND_ASSIGN_(tmp, lhs, expr)        \
-  auto tmp = (expr);                                 \
-  ASSERT_TRUE(tmp.ok()) << tmp.status().ToString();  \
+#define ASSERT_OK_AND_ASSIGN_(tmp, lhs, expr)       \
+  auto tmp = (expr);                                \
+  ASSERT_TRUE(tmp.ok()) << tmp.status().ToString(); \
   lhs = *std::move(tmp)

@@ -1,5 +1,5 @@
-// Byte-level BPE tokenizer of tokenizer.json (Hugging Face tokenizers format): NFC, the split pattern through PCRE2, added
-// tokens, merges by heap (O(n log n)). Token ids are int32.
+// Byte-level BPE tokenizer of tokenizer.json (Hugging Face tokenizers format): NFC, the split
+// pattern through PCRE2, added tokens, merges by heap (O(n log n)). Token ids are int32.
 //
 // Thread-safe after Load.
 #pragma once
@@ -32,8 +32,9 @@ class Tokenizer {
   // InvalidArgument for invalid UTF-8 (names the byte).
   virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
                                                       const EncodeOptions& options = {}) const = 0;
-  // Invalid UTF-8 in the joined bytes becomes U+FFFD, as Hugging Face's decoder does. InvalidArgument for an id that is no
-  // token (negative or beyond the vocabulary); ids in a gap of the vocabulary decode to nothing.
+  // Invalid UTF-8 in the joined bytes becomes U+FFFD, as Hugging Face's decoder does.
+  // InvalidArgument for an id that is no token (negative or beyond the vocabulary); ids in a gap of
+  // the vocabulary decode to nothing.
   virtual absl::StatusOr<std::string> Decode(std::span<const int32_t> ids,
                                              bool skip_special = false) const = 0;
   // The raw bytes of one token; empty for unknown ids.
@@ -43,14 +44,16 @@ class Tokenizer {
   virtual int32_t vocab_size() const = 0;  // largest id + 1
 };
 
-// Turns a stream of token ids into text without ever emitting part of a character. One per sequence.
+// Turns a stream of token ids into text without ever emitting part of a character. One per
+// sequence.
 class StreamingDetokenizer {
  public:
   StreamingDetokenizer(const Tokenizer& tokenizer, bool skip_special)
       : tokenizer_(&tokenizer), skip_special_(skip_special) {}
 
-  // The text that became certain with this token; empty while a character is incomplete. Bytes that can't become a
-  // character come out as U+FFFD, so that the concatenation of all pieces and Flush equals Tokenizer::Decode.
+  // The text that became certain with this token; empty while a character is incomplete. Bytes that
+  // can't become a character come out as U+FFFD, so that the concatenation of all pieces and Flush
+  // equals Tokenizer::Decode.
   std::string Push(int32_t id);
   // What is left at the end: U+FFFD for an incomplete character.
   std::string Flush();
