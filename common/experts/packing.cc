@@ -52,24 +52,9 @@ uint64_t AlignTensor(uint64_t offset) {
   return (offset + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
 }
 
-LinearBytes SizesOf(const LinearRef& linear) {
-  const uint64_t n = static_cast<uint64_t>(linear.out) * static_cast<uint64_t>(linear.in);
-  switch (linear.kind) {
-    case WeightKind::kF32:
-      return {n * 4, 0};
-    case WeightKind::kF16:
-    case WeightKind::kBF16:
-      return {n * 2, 0};
-    case WeightKind::kBlock4:
-      break;
-  }
-  const auto block = static_cast<uint64_t>(linear.block_size);
-  return {(n + 1) / 2, (n + block - 1) / block * sizeof(float)};
-}
-
 Placement PlaceLinear(const LinearRef& linear, uint64_t* cursor) {
   const bool has_blocks = linear.kind == WeightKind::kBlock4;
-  const LinearBytes sizes = SizesOf(linear);
+  const LinearBytes sizes = BytesOf(linear);
   Placement placed{};
   placed.header.kind = static_cast<uint32_t>(linear.kind);
   placed.header.block_size = has_blocks ? static_cast<uint32_t>(linear.block_size) : 0;
@@ -77,7 +62,7 @@ Placement PlaceLinear(const LinearRef& linear, uint64_t* cursor) {
   placed.header.in = linear.in;
   if (has_blocks) std::copy(linear.levels.begin(), linear.levels.end(), placed.header.levels);
   placed.data_bytes = sizes.data;
-  placed.absmax_bytes = sizes.absmax;
+  placed.absmax_bytes = has_blocks ? sizes.absmax : 0;
   placed.header.data_offset = *cursor;
   *cursor = AlignTensor(*cursor + placed.data_bytes);
   if (has_blocks) {
