@@ -1,0 +1,52 @@
+#include "cli/client/worker_client.h"
+
+#include <chrono>
+
+#include "common/rpc/channel.h"
+#include "common/rpc/status.h"
+
+namespace hearth::cli {
+
+WorkerClient::WorkerClient(const std::string& address)
+    : stub_(v1::Inference::NewStub(MakeChannel(address))) {}
+
+absl::StatusOr<v1::Finish> WorkerClient::Generate(
+    const v1::GenerateRequest& request, const std::function<void(std::string_view)>& on_text) {
+  grpc::ClientContext context;
+  {
+    const std::lock_guard lock(mutex_);
+    running_ = &context;
+  }
+  const auto stream = stub_->Generate(&context, request);
+  v1::GenerateEvent event;
+  v1::Finish finish;
+  while (stream->Read(&event)) {
+    if (event.has_delta()) on_text(event.delta().text());
+    if (event.has_finish()) finish = event.finish();
+  }
+  const grpc::Status status = stream->Finish();
+  {
+    const std::lock_guard lock(mutex_);
+    running_ = nullptr;
+  }
+  if (!status.ok()) return FromGrpc(status);
+  return finish;
+}
+
+bool WorkerClient::Cancel() {
+  const std::lock_guard lock(mutex_);
+  if (running_ == nullptr) return false;
+  running_->TryCancel();
+  return true;
+}
+
+absl::StatusOr<v1::WorkerStatus> WorkerClient::Status() {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  v1::WorkerStatus answer;
+  const grpc::Status status = stub_->GetStatus(&context, {}, &answer);
+  if (!status.ok()) return FromGrpc(status);
+  return answer;
+}
+
+}  // namespace hearth::cli
