@@ -5,6 +5,7 @@
 // Thread-safe after Open (all methods const).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -25,6 +26,8 @@ namespace hearth {
 struct OwnedLinear {
   LinearRef ref;
   std::vector<float> absmax;
+  std::vector<std::byte>
+      aligned;  // a copy of the data, only where the file keeps it at an address odd for its type
 };
 
 class Checkpoint {
