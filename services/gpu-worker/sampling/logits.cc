@@ -1,0 +1,72 @@
+#include "services/gpu-worker/sampling/logits.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+
+namespace hearth::worker {
+
+absl::Status CheckLogits(std::span<const float> logits) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  bool any_finite = false;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const float value = logits[i];
+    if (!(value < kInfinity)) {  // also true for NaN
+      return absl::DataLossError(absl::StrCat("the model's logit of token ", i, " is ", value,
+                                              "; the weights may be damaged: run hearth verify"));
+    }
+    any_finite |= value > -kInfinity;
+  }
+  if (!any_finite) return absl::DataLossError("the model gave no token a finite logit");
+  return absl::OkStatus();
+}
+
+void ApplyBiasAndPenalties(const SamplingParams& params, const TokenCounts& counts,
+                           std::span<float> logits) {
+  for (const auto& [id, bias] : params.logit_bias) logits[static_cast<size_t>(id)] += bias;
+  if (params.repetition_penalty == 1 && params.frequency_penalty == 0 &&
+      params.presence_penalty == 0) {
+    return;
+  }
+  for (const auto& [id, times] : counts.seen()) {
+    float& logit = logits[static_cast<size_t>(id)];
+    logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    if (times == 0) continue;
+    logit -= params.frequency_penalty * static_cast<float>(times) + params.presence_penalty;
+  }
+}
+
+int32_t ArgMax(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+double LogSumExp(std::span<const float> logits) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - largest);
+  return largest + std::log(sum);
+}
+
+std::vector<Candidate> TopRanked(std::span<const float> logits, int n) {
+  // A heap whose top is the last in rank: most tokens of a row fail its one comparison.
+  std::vector<Candidate> heap;
+  const size_t wanted = std::min(static_cast<size_t>(n), logits.size());
+  if (wanted == 0) return heap;
+  heap.reserve(wanted);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const Candidate candidate{static_cast<int32_t>(i), logits[i]};
+    if (heap.size() == wanted) {
+      if (!RanksBefore(candidate, heap.front())) continue;
+      std::pop_heap(heap.begin(), heap.end(), RanksBefore);
+      heap.pop_back();
+    }
+    heap.push_back(candidate);
+    std::push_heap(heap.begin(), heap.end(), RanksBefore);
+  }
+  std::sort_heap(heap.begin(), heap.end(), RanksBefore);
+  return heap;
+}
+
+}  // namespace hearth::worker

@@ -1,0 +1,109 @@
+#include "services/gpu-worker/sampling/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/base/status_macros.h"
+#include "services/gpu-worker/sampling/logits.h"
+#include "services/gpu-worker/sampling/random.h"
+
+namespace hearth::worker {
+namespace {
+
+// Tokens of at least min_p times the best one's probability, unordered.
+std::vector<Candidate> AboveMinP(std::span<const float> row, float min_p) {
+  const float best = *std::max_element(row.begin(), row.end());
+  const float least = best + std::log(min_p);  // -infinity where min_p is 0
+  std::vector<Candidate> kept;
+  for (size_t i = 0; i < row.size(); ++i) {
+    if (row[i] >= least) kept.push_back({static_cast<int32_t>(i), row[i]});
+  }
+  return kept;
+}
+
+// Orders only as many as the nucleus takes: a whole vocabulary is never sorted.
+void KeepTopP(float top_p, std::vector<Candidate>& candidates) {
+  const float best =
+      std::max_element(candidates.begin(), candidates.end(),
+                       [](const Candidate& a, const Candidate& b) { return RanksBefore(b, a); })
+          ->logit;
+  double total = 0;
+  for (const Candidate& candidate : candidates) total += std::exp(candidate.logit - best);
+
+  const auto ranks_after = [](const Candidate& a, const Candidate& b) { return RanksBefore(b, a); };
+  std::make_heap(candidates.begin(), candidates.end(), ranks_after);
+  auto heap_end = candidates.end();
+  double sum = 0;
+  do {
+    std::pop_heap(candidates.begin(), heap_end, ranks_after);
+    --heap_end;
+    sum += std::exp(heap_end->logit - best);
+  } while (sum < top_p * total && heap_end != candidates.begin());
+  candidates.erase(candidates.begin(), heap_end);
+}
+
+// The token at `uniform` of the candidates' total weight.
+int32_t Pick(const std::vector<Candidate>& candidates, double uniform) {
+  float best = candidates.front().logit;
+  for (const Candidate& candidate : candidates) best = std::max(best, candidate.logit);
+  double total = 0;
+  for (const Candidate& candidate : candidates) total += std::exp(candidate.logit - best);
+  double left = uniform * total;
+  int32_t last_possible = candidates.front().id;
+  for (const Candidate& candidate : candidates) {
+    const double weight = std::exp(candidate.logit - best);
+    if (weight == 0) continue;
+    last_possible = candidate.id;
+    if (left < weight) return candidate.id;
+    left -= weight;
+  }
+  return last_possible;  // rounding left a sliver at the end
+}
+
+std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, int n, double log_sum) {
+  std::vector<TokenLogprob> top;
+  for (const Candidate& candidate : TopRanked(logits, n)) {
+    top.push_back({candidate.id, static_cast<float>(candidate.logit - log_sum)});
+  }
+  return top;
+}
+
+}  // namespace
+
+absl::StatusOr<SampledToken> Sampler::Sample(const SamplingParams& params,
+                                             const TokenCounts& counts, uint64_t position,
+                                             std::span<const float> logits) {
+  HEARTH_RETURN_IF_ERROR(CheckLogits(logits));
+  row_.assign(logits.begin(), logits.end());
+  ApplyBiasAndPenalties(params, counts, row_);
+
+  SampledToken token;
+  token.id = params.temperature == 0 ? ArgMax(row_) : Draw(params, position);
+  if (params.logprobs >= 0) {
+    const double log_sum = LogSumExp(logits);
+    token.logprob = static_cast<float>(logits[static_cast<size_t>(token.id)] - log_sum);
+    token.top = TopLogprobs(logits, params.logprobs, log_sum);
+  }
+  return token;
+}
+
+int32_t Sampler::Draw(const SamplingParams& params, uint64_t position) {
+  // Relative to the largest, so that a tiny temperature cannot make infinities.
+  const float best = *std::max_element(row_.begin(), row_.end());
+  for (float& logit : row_) logit = (logit - best) / params.temperature;
+
+  std::vector<Candidate> candidates;
+  if (params.top_k > 0) {
+    candidates = TopRanked(row_, params.top_k);
+    if (params.min_p > 0) {
+      const float least = std::log(params.min_p);
+      std::erase_if(candidates, [&](const Candidate& c) { return c.logit < least; });
+    }
+  } else {
+    candidates = AboveMinP(row_, params.min_p);
+  }
+  if (params.top_p < 1) KeepTopP(params.top_p, candidates);
+  return Pick(candidates, UniformAt(params.seed, position));
+}
+
+}  // namespace hearth::worker

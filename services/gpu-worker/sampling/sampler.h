@@ -1,0 +1,42 @@
+// Chooses the next token of one sequence from a row of logits. Used by the scheduler's thread.
+//
+// Order, as in vLLM: logit_bias, penalties, temperature, min_p, top_k, top_p, draw. Logprobs are of
+// the model's own distribution, before all of that.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "services/gpu-worker/sampling/params.h"
+#include "services/gpu-worker/sampling/token_counts.h"
+
+namespace hearth::worker {
+
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;
+};
+
+struct SampledToken {
+  int32_t id = 0;
+  float logprob = 0;              // where params.logprobs >= 0
+  std::vector<TokenLogprob> top;  // params.logprobs of them, by falling logprob, ties by lower id
+};
+
+// Keeps its work space between calls; one for each thread that samples.
+class Sampler {
+ public:
+  // `position` counts the sequence's own output tokens: with the seed it determines the draw.
+  // DataLoss for NaN or infinite logits.
+  absl::StatusOr<SampledToken> Sample(const SamplingParams& params, const TokenCounts& counts,
+                                      uint64_t position, std::span<const float> logits);
+
+ private:
+  int32_t Draw(const SamplingParams& params, uint64_t position);
+
+  std::vector<float> row_;  // the logits after bias, penalties and temperature
+};
+
+}  // namespace hearth::worker
