@@ -1,5 +1,6 @@
 // hearth-expert-store: the RAM tier as a process. Serves before it loads, so that progress can be
 // watched.
+#include <algorithm>
 #include <condition_variable>
 #include <cstdio>
 #include <memory>
@@ -25,8 +26,9 @@ namespace hearth::store {
 namespace {
 
 constexpr auto kProfileInterval = std::chrono::seconds(30);
-// What subscribers of WatchLoading get to hear of a failure: more than one tick.
-constexpr auto kFailureGrace = std::chrono::seconds(2);
+// No call of ours takes longer than a tick of WatchLoading, which ends with the reason. gRPC itself
+// would wait for idle clients to close their connections, which takes some of them 5 s.
+constexpr auto kDrain = std::chrono::milliseconds(1000);
 
 // What ends the process: a signal, or loading that failed.
 class EndOfRun {
@@ -119,9 +121,8 @@ absl::Status Serve(const CommandLine& line, EndOfRun& end) {
   LogInfo("stopping", {{"reason", why->ok() ? "signal" : "loading failed"}});
   store.Stop();
   service.StopWatching();
-  server->Shutdown(why->ok()
-                       ? std::chrono::milliseconds(static_cast<int64_t>(line.grace_seconds * 1000))
-                       : std::chrono::milliseconds(kFailureGrace));
+  const std::chrono::milliseconds grace(static_cast<int64_t>(line.grace_seconds * 1000));
+  server->Shutdown(std::min(grace, kDrain));
   SaveProfile(store);
   return *why;
 }

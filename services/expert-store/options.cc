@@ -27,6 +27,8 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   line.n_threads = UsableCores();
   CLI::App app("Keeps all experts of a model in shared memory for the GPU workers of this host.",
                "hearth-expert-store");
+  // The last one counts, so that a container's defaults can be overridden.
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--model", line.model, "Folder of the checkpoint")->required();
   app.add_option("--run-dir", line.run_dir, "Private folder for sockets, locks and the profile")
       ->capture_default_str();
@@ -47,7 +49,8 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
                  "From the end of one pass of verification to the next")
       ->check(CLI::Range(0.0, 1e8))
       ->capture_default_str();
-  app.add_option("--grace-seconds", line.grace_seconds, "For running calls when told to stop")
+  app.add_option("--grace-seconds", line.grace_seconds,
+                 "For running calls when told to stop, at most")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
   app.add_flag("--remove-segment-on-exit", line.remove_segment_on_exit,
