@@ -1,0 +1,45 @@
+// How the CPU ops share their work: a thread pool, the step's progress counter and its interrupt
+// flag.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+
+#include "common/base/thread_pool.h"
+
+namespace hearth::worker {
+
+class Parallel {
+ public:
+  explicit Parallel(int n_threads) : pool_(n_threads) {}
+
+  // Runs body(begin, end) over pieces of [0, n) of at most `piece` items. Work below kInlineWork
+  // operations in all stays on the caller, where waking a thread (10 us) would cost more than it
+  // brings. Once interrupted, pieces are skipped.
+  template <typename Body>
+  void For(int64_t n, int64_t piece, int64_t operations_per_item, const Body& body) {
+    if (n <= 0) return;
+    if (pool_.n_threads() == 1 || n * operations_per_item < kInlineWork) piece = n;
+    const auto pieces = static_cast<int>((n + piece - 1) / piece);
+    pool_.ParallelFor(pieces, [&](int i) {
+      if (interrupted_.load(std::memory_order_relaxed)) return;
+      const int64_t begin = i * piece;
+      body(begin, begin + piece < n ? begin + piece : n);
+      progress_.fetch_add(1, std::memory_order_relaxed);
+    });
+  }
+
+  uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
+  bool interrupted() const { return interrupted_.load(std::memory_order_relaxed); }
+  void set_interrupted(bool value) { interrupted_.store(value, std::memory_order_relaxed); }
+
+ private:
+  static constexpr int64_t kInlineWork = 100'000;
+
+  ThreadPool pool_;
+  std::atomic<uint64_t> progress_{0};
+  std::atomic<bool> interrupted_{false};
+};
+
+}  // namespace hearth::worker
