@@ -1,8 +1,8 @@
-// The model: token ids in, logits out, for several sequences in one step. Used by the scheduler (one thread) and by
-// `hearth verify`.
+// The model: token ids in, logits out, for several sequences in one step. Used by the scheduler
+// (one thread) and by `hearth verify`.
 //
-// Every row is computed by the same operations in the same order whatever else is in the batch and however a prompt is cut
-// into chunks, so a sequence's logits do not depend on its company.
+// Every row is computed by the same operations in the same order whatever else is in the batch and
+// however a prompt is cut into chunks, so a sequence's logits do not depend on its company.
 #pragma once
 
 #include <atomic>
@@ -30,13 +30,14 @@ class ExpertSource {
 
 struct EngineOptions {
   int n_threads = 1;
-  int page_tokens = 16;         // tokens a KV page holds
-  int64_t kv_tokens = 65536;    // tokens that all sequences together can keep
-  int max_batch_tokens = 512;   // rows of one step at most (a chunk is cut to fit)
+  int page_tokens = 16;        // tokens a KV page holds
+  int64_t kv_tokens = 65536;   // tokens that all sequences together can keep
+  int max_batch_tokens = 512;  // rows of one step at most (a chunk is cut to fit)
 };
 
-// One sequence's memory: KV pages of the attention layers, delta-net and convolution states of the others. Made by
-// Engine::NewSequence; gives its pages back when destroyed. Belongs to the engine's thread.
+// One sequence's memory: KV pages of the attention layers, delta-net and convolution states of the
+// others. Made by Engine::NewSequence; gives its pages back when destroyed. Belongs to the engine's
+// thread.
 class SequenceState {
  public:
   virtual ~SequenceState() = default;
@@ -46,12 +47,13 @@ class SequenceState {
 enum class LogitsWanted { kNone, kLast, kAll };
 
 struct StepItem {
-  SequenceState* state = nullptr;      // advanced by tokens.size(); an item a sequence at most
-  std::span<const int32_t> tokens;     // >= 1, each in [0, vocab_size)
+  SequenceState* state = nullptr;   // advanced by tokens.size(); an item a sequence at most
+  std::span<const int32_t> tokens;  // >= 1, each in [0, vocab_size)
   LogitsWanted logits = LogitsWanted::kLast;
 };
 
-// Logits of the step's items, in their order: one row for kLast, tokens.size() for kAll, none for kNone.
+// Logits of the step's items, in their order: one row for kLast, tokens.size() for kAll, none for
+// kNone.
 struct StepLogits {
   std::vector<float> values;  // [n_rows, vocab_size]
   int n_rows = 0;
@@ -61,9 +63,9 @@ struct StepLogits {
   }
 };
 
-// Sees named intermediates [rows, columns] while a step runs, for `hearth verify`. `name` is as in the reference files:
-// "embedding", "layers.3.hidden", "layers.3.router.topk_ids", "layers.3.router.topk_weights", and
-// "layers.3.router.logits". Ids come as floats.
+// Sees named intermediates [rows, columns] while a step runs, for `hearth verify`. `name` is as in
+// the reference files: "embedding", "layers.3.hidden", "layers.3.router.topk_ids",
+// "layers.3.router.topk_weights", and "layers.3.router.logits". Ids come as floats.
 using TensorObserver =
     std::function<void(std::string_view name, int rows, int columns, const float* values)>;
 
@@ -83,19 +85,21 @@ class Engine {
   virtual int64_t pages_free() const = 0;
   virtual int64_t pages_total() const = 0;
 
-  // Runs all items through the model. ResourceExhausted, before anything changed, if the pages don't suffice.
-  // Any other error leaves the items' states unusable: drop those sequences. The sum of tokens is at most
-  // max_batch_tokens (InvalidArgument).
+  // Runs all items through the model. ResourceExhausted, before anything changed, if the pages
+  // don't suffice. Any other error leaves the items' states unusable: drop those sequences. The sum
+  // of tokens is at most max_batch_tokens (InvalidArgument).
   virtual absl::Status Step(std::span<const StepItem> items, StepLogits* logits) = 0;
 
-  // Grows while a step computes (at least once a layer and 16 rows); read from any thread by the watchdog.
+  // Grows while a step computes (at least once a layer and 16 rows); read from any thread by the
+  // watchdog.
   virtual uint64_t progress() const = 0;
-  // Asks a running step to give up soon (Cancelled): for a watchdog or a fast stop. Any thread. Cleared by ClearInterrupt.
+  // Asks a running step to give up soon (Cancelled): for a watchdog or a fast stop. Any thread.
+  // Cleared by ClearInterrupt.
   virtual void Interrupt() = 0;
   virtual void ClearInterrupt() = 0;
 
-  // Copies of a delta-net layer's states after the tokens seen: conv [channels, W - 1] with the newest last, and
-  // recurrent [Hv, dk, dv]. For verify.
+  // Copies of a delta-net layer's states after the tokens seen: conv [channels, W - 1] with the
+  // newest last, and recurrent [Hv, dk, dv]. For verify.
   virtual absl::Status ReadDeltaState(const SequenceState& state, int layer,
                                       std::vector<float>* conv,
                                       std::vector<float>* recurrent) const = 0;

@@ -1,0 +1,174 @@
+// Engine on the CPU: checks a step, runs it through Forward, and keeps pages and positions
+// straight.
+#include <algorithm>
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "services/gpu-worker/engine/engine.h"
+#include "services/gpu-worker/engine/forward.h"
+#include "services/gpu-worker/engine/weights.h"
+#include "services/gpu-worker/ops/exact_ops.h"
+#include "services/gpu-worker/state/cpu_sequence.h"
+#include "services/gpu-worker/state/kv_pool.h"
+
+namespace hearth::worker {
+namespace {
+
+int AttentionLayers(const ModelConfig& config) {
+  return static_cast<int>(
+      std::ranges::count(config.layers, MixerKind::kFullAttention, &LayerConfig::mixer));
+}
+
+class CpuEngine final : public Engine {
+ public:
+  CpuEngine(const ModelConfig& config, ModelWeights weights, std::shared_ptr<KvPool> pool,
+            ExpertSource* experts, const EngineOptions& options)
+      : config_(config),
+        options_(options),
+        weights_(std::move(weights)),
+        pool_(std::move(pool)),
+        parallel_(options.n_threads),
+        ops_(&parallel_),
+        forward_(config_, weights_, experts, &ops_, options.max_batch_tokens) {}
+
+  const ModelConfig& config() const override { return config_; }
+  std::unique_ptr<SequenceState> NewSequence() override {
+    return std::make_unique<CpuSequence>(config_, pool_);
+  }
+  int64_t PagesNeeded(const SequenceState& state, int64_t n_tokens) const override {
+    return static_cast<const CpuSequence&>(state).PagesNeeded(n_tokens);
+  }
+  int64_t pages_free() const override { return pool_->pages_free(); }
+  int64_t pages_total() const override { return pool_->shape().n_pages; }
+  absl::Status Step(std::span<const StepItem> items, StepLogits* logits) override;
+  uint64_t progress() const override { return parallel_.progress(); }
+  void Interrupt() override { parallel_.set_interrupted(true); }
+  void ClearInterrupt() override { parallel_.set_interrupted(false); }
+  absl::Status ReadDeltaState(const SequenceState& state, int layer, std::vector<float>* conv,
+                              std::vector<float>* recurrent) const override;
+  void SetObserver(TensorObserver observer) override { forward_.SetObserver(std::move(observer)); }
+
+ private:
+  absl::Status Check(std::span<const StepItem> items) const;
+  Batch MakeBatch(std::span<const StepItem> items);
+
+  const ModelConfig config_;
+  const EngineOptions options_;
+  const ModelWeights weights_;
+  const std::shared_ptr<KvPool> pool_;
+  Parallel parallel_;
+  ExactOps ops_;
+  Forward forward_;
+};
+
+absl::Status CpuEngine::Check(std::span<const StepItem> items) const {
+  std::set<const SequenceState*> seen;
+  int64_t n_tokens = 0, pages = 0;
+  for (const StepItem& item : items) {
+    if (item.state == nullptr || item.tokens.empty()) {
+      return absl::InvalidArgumentError("a step's item needs a sequence and at least one token");
+    }
+    if (!seen.insert(item.state).second) {
+      return absl::InvalidArgumentError("a sequence may stand in a step once");
+    }
+    for (const int32_t id : item.tokens) {
+      if (id < 0 || id >= config_.vocab_size) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("token id ", id, " is not in [0, ", config_.vocab_size, ")"));
+      }
+    }
+    const auto n = static_cast<int64_t>(item.tokens.size());
+    n_tokens += n;
+    pages += PagesNeeded(*item.state, n);
+  }
+  if (n_tokens > options_.max_batch_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(n_tokens, " tokens in a step, the limit is ", options_.max_batch_tokens));
+  }
+  if (pages > pool_->pages_free()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the step needs ", pages, " KV pages, ", pool_->pages_free(), " are free"));
+  }
+  return absl::OkStatus();
+}
+
+Batch CpuEngine::MakeBatch(std::span<const StepItem> items) {
+  Batch batch;
+  for (const StepItem& item : items) {
+    auto* sequence = static_cast<CpuSequence*>(item.state);
+    const int begin = static_cast<int>(batch.ids.size());
+    const int end = begin + static_cast<int>(item.tokens.size());
+    sequence->Grow(end - begin);
+    batch.items.push_back({sequence, {begin, end}, sequence->n_tokens()});
+    for (int row = begin; row < end; ++row) {
+      batch.ids.push_back(item.tokens[static_cast<size_t>(row - begin)]);
+      batch.positions.push_back(sequence->n_tokens() + row - begin);
+      const bool wanted = item.logits == LogitsWanted::kAll ||
+                          (item.logits == LogitsWanted::kLast && row == end - 1);
+      if (wanted) batch.logits_rows.push_back(row);
+    }
+  }
+  return batch;
+}
+
+absl::Status CpuEngine::Step(std::span<const StepItem> items, StepLogits* logits) {
+  HEARTH_RETURN_IF_ERROR(Check(items));
+  const Batch batch = MakeBatch(items);
+  logits->n_rows = static_cast<int>(batch.logits_rows.size());
+  logits->values.resize(batch.logits_rows.size() * static_cast<size_t>(config_.vocab_size));
+  HEARTH_RETURN_IF_ERROR(forward_.Run(
+      batch, [this] { return parallel_.interrupted(); }, logits->values.data()));
+  for (const BatchItem& item : batch.items) item.sequence->Advance(item.rows.size());
+  return absl::OkStatus();
+}
+
+absl::Status CpuEngine::ReadDeltaState(const SequenceState& state, int layer,
+                                       std::vector<float>* conv,
+                                       std::vector<float>* recurrent) const {
+  if (layer < 0 || layer >= config_.n_layers ||
+      config_.layers[static_cast<size_t>(layer)].mixer != MixerKind::kDeltaNet) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " is no delta-net layer"));
+  }
+  const auto& sequence = static_cast<const CpuSequence&>(state);
+  const int delta_layer = static_cast<int>(
+      std::count_if(config_.layers.begin(), config_.layers.begin() + layer,
+                    [](const LayerConfig& other) { return other.mixer == MixerKind::kDeltaNet; }));
+  const std::vector<float>& history = sequence.conv_history(delta_layer);  // [W - 1, channels]
+  const size_t n_past = static_cast<size_t>(config_.conv_width) - 1;
+  const auto channels = static_cast<size_t>(config_.conv_channels());
+  conv->resize(history.size());
+  for (size_t t = 0; t < n_past; ++t) {
+    for (size_t c = 0; c < channels; ++c) (*conv)[c * n_past + t] = history[t * channels + c];
+  }
+  *recurrent = sequence.recurrent(delta_layer);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Checkpoint& checkpoint,
+                                                       ExpertSource* experts,
+                                                       const EngineOptions& options) {
+  HEARTH_CHECK(experts != nullptr);
+  if (options.n_threads < 1 || options.page_tokens < 1 || options.max_batch_tokens < 1 ||
+      options.kv_tokens < options.page_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("engine options: threads ", options.n_threads, ", page tokens ",
+                     options.page_tokens, ", batch tokens ", options.max_batch_tokens,
+                     " must be at least 1, and kv tokens ", options.kv_tokens, " at least a page"));
+  }
+  const ModelConfig& config = checkpoint.config();
+  HEARTH_ASSIGN_OR_RETURN(ModelWeights weights, ReadWeights(checkpoint));
+  const KvPoolShape shape{.n_layers = AttentionLayers(config),
+                          .page_tokens = options.page_tokens,
+                          .token_floats = int64_t{config.n_kv_heads} * config.head_dim,
+                          .n_pages = options.kv_tokens / options.page_tokens};
+  HEARTH_ASSIGN_OR_RETURN(std::shared_ptr<KvPool> pool, KvPool::Create(shape));
+  return std::make_unique<CpuEngine>(config, std::move(weights), std::move(pool), experts, options);
+}
+
+}  // namespace hearth::worker

@@ -1,0 +1,73 @@
+#include "services/gpu-worker/engine/verify.h"
+
+#include <filesystem>
+#include <memory>
+
+#include "common/testing/status_matchers.h"
+#include "services/expert-store/loading/loader.h"
+#include "services/gpu-worker/engine/expert_sources.h"
+
+namespace hearth::worker {
+namespace {
+
+struct Loaded {
+  std::unique_ptr<Checkpoint> checkpoint;
+  std::unique_ptr<ExpertSource> experts;
+  std::unique_ptr<Engine> engine;
+};
+
+std::filesystem::path Golden(const std::string& name) {
+  return std::filesystem::path(HEARTH_SOURCE_DIR) / "tests/golden" / name;
+}
+
+absl::StatusOr<Loaded> Load(const std::filesystem::path& folder, int n_threads) {
+  Loaded loaded;
+  HEARTH_ASSIGN_OR_RETURN(loaded.checkpoint, Checkpoint::Open(folder));
+  HEARTH_ASSIGN_OR_RETURN(auto segment, store::LoadIntoMemory(*loaded.checkpoint, n_threads));
+  loaded.experts = std::make_unique<SegmentExperts>(std::move(segment));
+  HEARTH_ASSIGN_OR_RETURN(loaded.engine, Engine::Create(*loaded.checkpoint, loaded.experts.get(),
+                                                        {.n_threads = n_threads}));
+  return loaded;
+}
+
+class VerifyGolden : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(VerifyGolden, EveryQuantityIsWithinTolerance) {
+  ASSERT_OK_AND_ASSIGN(const Loaded loaded, Load(Golden(GetParam()), 2));
+  ASSERT_OK_AND_ASSIGN(const VerifyReport report,
+                       Verify(*loaded.engine, Golden(GetParam()) / "reference.safetensors"));
+  EXPECT_TRUE(report.ok()) << report.ToText();
+  EXPECT_TRUE(report.skipped.empty()) << report.ToText();
+  EXPECT_GT(report.quantities.size(), 12u);
+}
+
+INSTANTIATE_TEST_SUITE_P(References, VerifyGolden,
+                         ::testing::Values("tiny-a", "tiny-a-bf16", "tiny-b", "made-yarn-tied",
+                                           "made-top1-unnormalised", "made-fused-fp4",
+                                           "made-equal-heads-f16"));
+
+TEST(Verify, AnotherModelsReferenceIsFoundWrong) {
+  ASSERT_OK_AND_ASSIGN(const Loaded loaded, Load(Golden("tiny-a"), 1));
+  ASSERT_OK_AND_ASSIGN(const VerifyReport report,
+                       Verify(*loaded.engine, Golden("tiny-a-bf16") / "reference.safetensors"));
+  EXPECT_FALSE(report.ok()) << report.ToText();
+}
+
+TEST(Verify, PartsOfAReferenceAreComparedAndTheRestIsListed) {
+  ASSERT_OK_AND_ASSIGN(const Loaded loaded,
+                       Load(std::filesystem::path(HEARTH_SOURCE_DIR) / "models/demo", 2));
+  ASSERT_OK_AND_ASSIGN(const VerifyReport report,
+                       Verify(*loaded.engine, Golden("demo-mtp") / "reference.safetensors"));
+  EXPECT_TRUE(report.ok()) << report.ToText();
+  EXPECT_EQ(report.skipped, std::vector<std::string>{"draft_logits"});
+}
+
+TEST(Verify, AFileThatIsNoReferenceIsAnError) {
+  ASSERT_OK_AND_ASSIGN(const Loaded loaded, Load(Golden("tiny-a"), 1));
+  EXPECT_THAT(Verify(*loaded.engine, Golden("tiny-a") / "model.safetensors"),
+              ::hearth::testing::IsStatus(absl::StatusCode::kInvalidArgument,
+                                          ::testing::HasSubstr("input_ids")));
+}
+
+}  // namespace
+}  // namespace hearth::worker
