@@ -6,8 +6,8 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 
+find_package(Protobuf REQUIRED)  # Debian's protobuf ships no config file
 if(HEARTH_SERVICES)
-  find_package(Protobuf REQUIRED)  # Debian's protobuf ships no config file
   find_package(gRPC CONFIG REQUIRED)
 endif()
 find_package(prometheus-cpp CONFIG REQUIRED)

@@ -57,27 +57,37 @@ function(hearth_fuzzer)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
 endfunction()
 
-# hearth_proto(NAME name PROTOS a.proto ...): generated messages and gRPC stubs as hearth::<name>.
+# hearth_proto(NAME name PROTOS a.proto ...): the messages as hearth::<name>_messages (protobuf only) and, where services are
+# built, the gRPC stubs with them as hearth::<name>.
 function(hearth_proto)
   cmake_parse_arguments(ARG "" "NAME" "PROTOS" ${ARGN})
   set(out ${CMAKE_BINARY_DIR}/generated)
-  set(sources)
   foreach(proto ${ARG_PROTOS})
     string(REGEX REPLACE "\\.proto$" "" stem ${proto})
-    set(generated ${out}/${stem}.pb.cc ${out}/${stem}.grpc.pb.cc)
-    set(headers ${out}/${stem}.pb.h ${out}/${stem}.grpc.pb.h)
+    set(protoc ${CMAKE_COMMAND} -E make_directory ${out} COMMAND protobuf::protoc --proto_path=${CMAKE_SOURCE_DIR}/proto)
     add_custom_command(
-      OUTPUT ${generated} ${headers}
-      COMMAND ${CMAKE_COMMAND} -E make_directory ${out}
-      COMMAND protobuf::protoc --proto_path=${CMAKE_SOURCE_DIR}/proto --cpp_out=${out} --grpc_out=${out}
-              --plugin=protoc-gen-grpc=$<TARGET_FILE:gRPC::grpc_cpp_plugin> ${proto}
+      OUTPUT ${out}/${stem}.pb.cc ${out}/${stem}.pb.h
+      COMMAND ${protoc} --cpp_out=${out} ${proto}
       DEPENDS ${CMAKE_SOURCE_DIR}/proto/${proto}
-      COMMENT "Generating C++ from ${proto}" VERBATIM)
-    list(APPEND sources ${generated})
+      COMMENT "Generating messages from ${proto}" VERBATIM)
+    list(APPEND messages ${out}/${stem}.pb.cc ${out}/${stem}.pb.h)
+    if(HEARTH_SERVICES)
+      add_custom_command(
+        OUTPUT ${out}/${stem}.grpc.pb.cc ${out}/${stem}.grpc.pb.h
+        COMMAND ${protoc} --grpc_out=${out} --plugin=protoc-gen-grpc=$<TARGET_FILE:gRPC::grpc_cpp_plugin> ${proto}
+        DEPENDS ${CMAKE_SOURCE_DIR}/proto/${proto}
+        COMMENT "Generating stubs from ${proto}" VERBATIM)
+      list(APPEND stubs ${out}/${stem}.grpc.pb.cc ${out}/${stem}.grpc.pb.h)
+    endif()
   endforeach()
-  add_library(hearth_${ARG_NAME} STATIC ${sources})
-  target_include_directories(hearth_${ARG_NAME} SYSTEM PUBLIC ${out})
-  target_link_libraries(hearth_${ARG_NAME} PRIVATE hearth_options_generated
-                        PUBLIC gRPC::grpc++ protobuf::libprotobuf)
-  add_library(hearth::${ARG_NAME} ALIAS hearth_${ARG_NAME})
+  add_library(hearth_${ARG_NAME}_messages STATIC ${messages})
+  target_include_directories(hearth_${ARG_NAME}_messages SYSTEM PUBLIC ${out})
+  target_link_libraries(hearth_${ARG_NAME}_messages PRIVATE hearth_options_generated PUBLIC protobuf::libprotobuf)
+  add_library(hearth::${ARG_NAME}_messages ALIAS hearth_${ARG_NAME}_messages)
+  if(HEARTH_SERVICES)
+    add_library(hearth_${ARG_NAME} STATIC ${stubs})
+    target_link_libraries(hearth_${ARG_NAME} PRIVATE hearth_options_generated
+                          PUBLIC hearth_${ARG_NAME}_messages gRPC::grpc++)
+    add_library(hearth::${ARG_NAME} ALIAS hearth_${ARG_NAME})
+  endif()
 endfunction()
