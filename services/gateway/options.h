@@ -1,0 +1,40 @@
+// Flags of hearth-gateway.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/base/logging.h"
+
+namespace hearth::gateway {
+
+struct GatewayOptions {
+  std::filesystem::path run_dir;
+  std::string worker;                        // gRPC address of the gpu-worker
+  std::string host = "127.0.0.1";            // to listen on
+  int port = 8080;                           // 0: any free one
+  std::vector<std::string> allowed_hosts;    // besides loopback names and IP addresses
+  std::vector<std::string> allowed_origins;  // of web pages elsewhere; "*": any
+  std::filesystem::path api_key_file;        // empty: no keys
+  int max_connections = 1024;
+  int max_requests = 256;                         // generations inside at once
+  int64_t max_body_bytes = int64_t{16} << 20;     // of one request
+  int64_t max_bodies_bytes = int64_t{128} << 20;  // of all requests that are being read or served
+  std::chrono::milliseconds request_timeout{600'000};
+  std::chrono::milliseconds grace{5000};
+  LogLevel log_level = LogLevel::kInfo;
+};
+
+struct ParsedCommandLine {
+  std::optional<GatewayOptions> options;
+  int exit_code = 0;  // without options: what to exit with (0 after --help)
+};
+
+// Prints help and errors itself.
+ParsedCommandLine ParseCommandLine(int argc, char** argv);
+
+}  // namespace hearth::gateway
