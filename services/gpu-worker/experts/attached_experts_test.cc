@@ -1,0 +1,75 @@
+#include "services/gpu-worker/experts/attached_experts.h"
+
+#include "common/experts/testing.h"
+
+namespace hearth::worker {
+namespace {
+
+using ::hearth::testing::FakeExpert;
+using ::hearth::testing::IsStatus;
+using ::hearth::testing::SeedOf;
+
+class AttachedExpertsTest : public ::testing::Test {
+ protected:
+  static std::shared_ptr<const SegmentReader> Segment() {
+    auto writer = SegmentWriter::CreateInMemory(hearth::testing::TestPlan());
+    EXPECT_OK(writer);
+    hearth::testing::FillAll(**writer);
+    auto reader = (*writer)->OpenReader();
+    EXPECT_OK(reader);
+    return *std::move(reader);
+  }
+};
+
+TEST_F(AttachedExpertsTest, UnavailableUntilTheFirstStepAfterTheSegment) {
+  AttachedExperts experts(3, 4);
+  EXPECT_FALSE(experts.has_segment());
+  EXPECT_THAT(experts.Get(0, 0), IsStatus(absl::StatusCode::kUnavailable, ::testing::_));
+  ASSERT_OK(experts.Offer(Segment()));
+  EXPECT_TRUE(experts.has_segment());
+  EXPECT_THAT(experts.Get(0, 0), IsStatus(absl::StatusCode::kUnavailable, ::testing::_));
+  experts.BeginStep();
+  ASSERT_OK_AND_ASSIGN(const ExpertRef expert, experts.Get(2, 3));
+  hearth::testing::ExpectSameExpert(expert, FakeExpert(SeedOf(2, 3)));
+  EXPECT_THAT(experts.Get(3, 0), IsStatus(absl::StatusCode::kNotFound, ::testing::_));
+  EXPECT_THAT(experts.Get(0, -1), IsStatus(absl::StatusCode::kNotFound, ::testing::_));
+}
+
+TEST_F(AttachedExpertsTest, FormerSegmentStaysForTheStepThatUsesIt) {
+  AttachedExperts experts(3, 4);
+  ASSERT_OK(experts.Offer(Segment()));
+  experts.BeginStep();
+  ASSERT_OK_AND_ASSIGN(const ExpertRef before, experts.Get(0, 1));
+  ASSERT_OK(experts.Offer(Segment()));
+  hearth::testing::ExpectSameExpert(before, FakeExpert(SeedOf(0, 1)));
+  ASSERT_OK_AND_ASSIGN(const ExpertRef same_step, experts.Get(0, 1));
+  EXPECT_EQ(same_step.gate.data, before.gate.data);
+  experts.BeginStep();
+  ASSERT_OK_AND_ASSIGN(const ExpertRef after, experts.Get(0, 1));
+  EXPECT_NE(after.gate.data, before.gate.data);
+}
+
+TEST_F(AttachedExpertsTest, SegmentOfAnotherModelIsRefused) {
+  AttachedExperts experts(3, 5);
+  EXPECT_THAT(experts.Offer(Segment()),
+              IsStatus(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("of 4 experts")));
+}
+
+TEST_F(AttachedExpertsTest, UsesAreCountedAndTakenOnce) {
+  AttachedExperts experts(3, 4);
+  ASSERT_OK(experts.Offer(Segment()));
+  experts.BeginStep();
+  for (int i = 0; i < 3; ++i) EXPECT_OK(experts.Get(2, 1));
+  EXPECT_OK(experts.Get(0, 3));
+  const auto uses = experts.TakeUses();
+  ASSERT_EQ(uses.size(), 2u);
+  EXPECT_EQ(uses[0].layer, 0);
+  EXPECT_EQ(uses[0].expert, 3);
+  EXPECT_EQ(uses[1].layer, 2);
+  EXPECT_EQ(uses[1].count, 3u);
+  EXPECT_TRUE(experts.TakeUses().empty());
+  EXPECT_EQ(experts.UsesByLayer(), (std::vector<uint64_t>{1, 0, 3}));
+}
+
+}  // namespace
+}  // namespace hearth::worker
