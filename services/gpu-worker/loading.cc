@@ -1,0 +1,152 @@
+#include "services/gpu-worker/loading.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/logging.h"
+#include "common/base/status.h"
+#include "common/base/status_macros.h"
+
+namespace hearth::worker {
+namespace {
+
+constexpr auto kWarmUpTime = std::chrono::seconds(120);  // of one token, on the slowest machine
+
+absl::StatusOr<std::unique_ptr<ChatTemplate>> LoadTemplate(const std::filesystem::path& folder) {
+  auto chat_template = ChatTemplate::Load(folder);
+  if (chat_template.ok() || !absl::IsNotFound(chat_template.status())) return chat_template;
+  LogWarning("the checkpoint has no chat template: chat requests will be refused");
+  return nullptr;
+}
+
+// Longest prompt + answer: what was asked for, else what the model was trained for, within what the
+// KV pages hold.
+absl::StatusOr<int64_t> ContextTokens(const CommandLine& line, const ModelConfig& config) {
+  const int64_t trained = config.max_position_embeddings;
+  if (line.context == 0) return std::min(trained, line.kv_tokens);
+  if (line.context > trained) {
+    return absl::InvalidArgumentError(absl::StrCat("--context ", line.context,
+                                                   ": the model's positions end at ", trained,
+                                                   "; choose a smaller one"));
+  }
+  if (line.context > line.kv_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--context ", line.context, ": the KV cache holds ", line.kv_tokens,
+                     " tokens; raise --kv-tokens or choose a smaller one"));
+  }
+  return line.context;
+}
+
+std::string ModelName(const CommandLine& line) {
+  if (!line.model_name.empty()) return line.model_name;
+  std::error_code ignored;
+  const auto folder = std::filesystem::weakly_canonical(line.model, ignored);
+  return folder.filename().empty() ? "model" : folder.filename().string();
+}
+
+v1::ModelInfo Describe(const CommandLine& line, const Checkpoint& checkpoint, int64_t context) {
+  const ModelConfig& config = checkpoint.config();
+  v1::ModelInfo info;
+  info.set_id(ModelName(line));
+  info.set_created(std::chrono::duration_cast<std::chrono::seconds>(
+                       std::chrono::system_clock::now().time_since_epoch())
+                       .count());
+  info.set_context_tokens(static_cast<int32_t>(context));
+  info.set_vocab_size(config.vocab_size);
+  info.set_n_layers(config.n_layers);
+  info.set_n_experts(config.n_experts);
+  info.set_top_k_experts(config.experts_per_token);
+  info.set_quantization(std::string(checkpoint.quantization()));
+  info.set_backend(line.backend);
+  info.set_max_sequences(line.max_sequences);
+  return info;
+}
+
+// Runs one token through everything and waits for it.
+absl::Status WarmUp(Scheduler& scheduler) {
+  struct Outcome {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool rung = false;  // guarded by mutex
+  };
+  const auto outcome = std::make_shared<Outcome>();
+  const auto stream = std::make_shared<OutputStream>([outcome] {
+    const std::lock_guard lock(outcome->mutex);
+    outcome->rung = true;
+    outcome->changed.notify_all();
+  });
+  GenerationRequest request;
+  request.prompt = {0};
+  request.sampling.temperature = 0;
+  request.max_tokens = 1;
+  request.deadline = Clock::now() + kWarmUpTime;
+  request.is_probe = true;
+  HEARTH_RETURN_IF_ERROR(scheduler.Submit(std::move(request), stream));
+  while (true) {
+    while (const auto event = stream->Pop()) {
+      if (const auto* error = std::get_if<absl::Status>(&*event)) return *error;
+      if (EndsStream(*event)) return absl::OkStatus();
+    }
+    std::unique_lock lock(outcome->mutex);
+    outcome->changed.wait(lock, [&] { return outcome->rung; });
+    outcome->rung = false;
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
+                                                       ServingState& state) {
+  auto model = std::make_unique<LoadedModel>();
+  state.Set(v1::WORKER_STATE_STARTING, "opening the checkpoint", 0);
+  HEARTH_ASSIGN_OR_RETURN(model->checkpoint, Checkpoint::Open(line.model));
+  const ModelConfig& config = model->checkpoint->config();
+  HEARTH_ASSIGN_OR_RETURN(const int64_t context, ContextTokens(line, config));
+  for (const std::string& name : model->checkpoint->unknown_tensors()) {
+    LogWarning("a tensor that nothing reads", {{"name", name}});
+  }
+  state.Set(v1::WORKER_STATE_STARTING, "reading the tokenizer", 0.05);
+  HEARTH_ASSIGN_OR_RETURN(model->tokenizer, Tokenizer::Load(line.model / "tokenizer.json"));
+  HEARTH_ASSIGN_OR_RETURN(model->chat_template, LoadTemplate(line.model));
+  if (model->tokenizer->vocab_size() > config.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(line.model.string(), ": tokenizer.json has ", model->tokenizer->vocab_size(),
+                     " tokens, config.json's vocab_size is ", config.vocab_size,
+                     "; the two belong to different models"));
+  }
+  state.Set(v1::WORKER_STATE_STARTING, "reading the dense weights", 0.1);
+  model->experts = std::make_unique<AttachedExperts>(config.n_layers, config.n_experts);
+  HEARTH_ASSIGN_OR_RETURN(model->engine,
+                          Engine::Create(*model->checkpoint, model->experts.get(),
+                                         {.n_threads = line.n_threads,
+                                          .kv_tokens = line.kv_tokens,
+                                          .max_batch_tokens = line.max_batch_tokens}));
+  model->served.tokenizer = model->tokenizer.get();
+  model->served.chat_template = model->chat_template.get();
+  model->served.config = config;
+  model->served.info = Describe(line, *model->checkpoint, context);
+  return model;
+}
+
+absl::Status StartServing(const CommandLine& line, LoadedModel& model,
+                          SchedulerObserver& observer) {
+  SchedulerOptions options;
+  options.batch.max_sequences = line.max_sequences;
+  options.batch.prefill_chunk = line.prefill_chunk;
+  options.batch.max_batch_tokens = line.max_batch_tokens;
+  options.queue_limit = line.queue_limit;
+  options.context_tokens = model.served.info.context_tokens();
+  options.before_step = [experts = model.experts.get()] { experts->BeginStep(); };
+  HEARTH_ASSIGN_OR_RETURN(model.scheduler,
+                          Scheduler::Start(*model.engine, *model.tokenizer, options, observer));
+  model.served.scheduler = model.scheduler.get();
+  model.served.observer = &observer;
+  return Annotate(WarmUp(*model.scheduler), "the first token");
+}
+
+}  // namespace hearth::worker

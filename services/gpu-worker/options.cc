@@ -1,0 +1,91 @@
+#include "services/gpu-worker/options.h"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <map>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/thread_pool.h"
+
+namespace hearth::worker {
+namespace {
+
+std::filesystem::path DefaultRunDir() {
+  const char* runtime = std::getenv("XDG_RUNTIME_DIR");
+  if (runtime != nullptr && *runtime == '/') return std::filesystem::path(runtime) / "hearth";
+  return absl::StrCat("/tmp/hearth-", ::geteuid());
+}
+
+void AddSizes(CLI::App& app, CommandLine& line) {
+  constexpr int64_t kMaxTokens = 1 << 24;
+  app.add_option("--threads", line.n_threads, "Threads that compute")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--context", line.context,
+                 "Tokens of a prompt and its answer together (default: what the model allows, at "
+                 "most --kv-tokens)")
+      ->check(CLI::Range(int64_t{2}, kMaxTokens));
+  app.add_option("--kv-tokens", line.kv_tokens, "Tokens that all sequences together can keep")
+      ->check(CLI::Range(int64_t{16}, kMaxTokens))
+      ->capture_default_str();
+  app.add_option("--max-sequences", line.max_sequences, "Sequences computed at the same time")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_option("--queue-limit", line.queue_limit, "Requests that may wait beyond those")
+      ->check(CLI::Range(0, 100000))
+      ->capture_default_str();
+  app.add_option("--prefill-chunk", line.prefill_chunk,
+                 "Prompt tokens of a step in which others decode")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app.add_option("--max-batch-tokens", line.max_batch_tokens, "Tokens of a step at most")
+      ->check(CLI::Range(2, 65536))
+      ->capture_default_str();
+}
+
+}  // namespace
+
+ParsedCommandLine ParseCommandLine(int argc, char** argv) {
+  CommandLine line;
+  line.run_dir = DefaultRunDir();
+  line.n_threads = UsableCores();
+  CLI::App app("Runs the model: text in, text out, over gRPC.", "hearth-gpu-worker");
+  app.add_option("--model", line.model, "Folder of the checkpoint")->required();
+  app.add_option("--run-dir", line.run_dir, "Private folder for sockets and locks")
+      ->capture_default_str();
+  app.add_option("--store", line.store,
+                 "Expert store's address (default: unix:RUN_DIR/store.sock)");
+  app.add_option("--listen", line.listen, "gRPC address (default: unix:RUN_DIR/worker.sock)");
+  app.add_option("--metrics-listen", line.metrics_listen, "HOST:PORT of GET /metrics");
+  app.add_option("--model-name", line.model_name, "Name in the API (default: the folder's)");
+  app.add_option("--backend", line.backend, "What computes")
+      ->check(CLI::IsMember({"cpu"}))
+      ->capture_default_str();
+  AddSizes(app, line);
+  app.add_option("--grace-seconds", line.grace_seconds, "For running requests when told to stop")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  const std::map<std::string, LogLevel> levels = {{"debug", LogLevel::kDebug},
+                                                  {"info", LogLevel::kInfo},
+                                                  {"warning", LogLevel::kWarning},
+                                                  {"error", LogLevel::kError}};
+  app.add_option("--log-level", line.log_level, "debug, info, warning or error")
+      ->transform(CLI::CheckedTransformer(levels));
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return {std::nullopt, app.exit(error) == 0 ? 0 : 2};
+  }
+  std::error_code ignored;
+  line.run_dir = std::filesystem::absolute(line.run_dir, ignored);
+  if (line.store.empty())
+    line.store = absl::StrCat("unix:", (line.run_dir / "store.sock").string());
+  if (line.listen.empty()) {
+    line.listen = absl::StrCat("unix:", (line.run_dir / "worker.sock").string());
+  }
+  return {line, 0};
+}
+
+}  // namespace hearth::worker

@@ -1,0 +1,40 @@
+// The command line of hearth-gpu-worker.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "common/base/logging.h"
+
+namespace hearth::worker {
+
+struct CommandLine {
+  std::filesystem::path model;
+  std::filesystem::path run_dir;
+  std::string store;           // "unix:RUN/store.sock"
+  std::string listen;          // "unix:RUN/worker.sock"
+  std::string metrics_listen;  // empty: no metrics port
+  std::string model_name;      // empty: the model folder's name
+  std::string backend = "cpu";
+  int n_threads = 0;
+  int64_t context = 0;  // 0: what model and KV pages allow
+  int64_t kv_tokens = 65536;
+  int max_sequences = 8;
+  int queue_limit = 64;
+  int prefill_chunk = 64;
+  int max_batch_tokens = 512;
+  double grace_seconds = 5;
+  LogLevel log_level = LogLevel::kInfo;
+};
+
+// What to do, or the exit code of a command line that is wrong (2) or asked for help (0); already
+// printed then.
+struct ParsedCommandLine {
+  std::optional<CommandLine> command;
+  int exit_code = 0;
+};
+ParsedCommandLine ParseCommandLine(int argc, char** argv);
+
+}  // namespace hearth::worker
