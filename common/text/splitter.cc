@@ -44,8 +44,8 @@ constexpr uint64_t kStepsAtLeast = 100'000;
 // The known patterns need about 10 ms for a MiB, 100 times less; sanitizers and busy machines slow
 // them by tens.
 constexpr auto kTimePerMib = std::chrono::seconds(2);
-constexpr auto kTimeAtLeast = std::chrono::seconds(2);
-constexpr uint32_t kCalloutsPerLookAtTheClock = 64;
+constexpr auto kTimeAtLeast = std::chrono::milliseconds(500);
+constexpr uint32_t kQuestionsPerLookAtTheClock = 64;
 
 std::string PcreMessage(int error) {
   PCRE2_UCHAR buffer[256];
@@ -55,14 +55,16 @@ std::string PcreMessage(int error) {
 
 struct Deadline {
   steady_clock::time_point end;
-  uint32_t callouts = 0;
+  uint32_t n_questions = 0;
+
+  bool IsOver() {
+    return ++n_questions % kQuestionsPerLookAtTheClock == 0 && steady_clock::now() >= end;
+  }
 };
 
 // Between two callouts PCRE2 does at most one scan of the text.
 int StopWhenLate(pcre2_callout_block*, void* deadline_pointer) {
-  auto& deadline = *static_cast<Deadline*>(deadline_pointer);
-  if (++deadline.callouts % kCalloutsPerLookAtTheClock != 0) return 0;
-  return steady_clock::now() < deadline.end ? 0 : PCRE2_ERROR_CALLOUT;
+  return static_cast<Deadline*>(deadline_pointer)->IsOver() ? PCRE2_ERROR_CALLOUT : 0;
 }
 
 size_t CharacterBytes(std::string_view text, size_t at) {
@@ -100,13 +102,14 @@ class Matcher {
 
   // The end of the match that begins at `at`; nothing if none does.
   absl::StatusOr<std::optional<size_t>> MatchAt(size_t at) {
-    int result = Run(at, PCRE2_NO_UTF_CHECK);
+    int result = deadline_.IsOver() ? PCRE2_ERROR_CALLOUT : Run(at, PCRE2_NO_UTF_CHECK);
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = Run(at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT);
     if (result == PCRE2_ERROR_NOMATCH) return std::nullopt;
     if (result < 0) {
+      const std::string limit = result == PCRE2_ERROR_CALLOUT ? "time limit" : PcreMessage(result);
       return absl::ResourceExhaustedError(
-          absl::StrCat("the split pattern takes too much time or memory at byte ", at, " of ",
-                       text_.size(), ": ", PcreMessage(result)));
+          absl::StrCat("the tokenizer's split pattern takes too much time or memory at byte ", at,
+                       " of ", text_.size(), ": ", limit));
     }
     return pcre2_get_ovector_pointer(data_.get())[1];
   }
@@ -138,11 +141,12 @@ absl::StatusOr<std::unique_ptr<Splitter>> Splitter::Create(std::string_view patt
   pcre2_set_parens_nest_limit(context.get(), kMaxNesting);
   int error = 0;
   size_t at = 0;
-  // Anchored: a search for the next match would be one uninterruptible call.
+  // Anchored and without searches ahead for needed characters: these scan the text where no callout
+  // can stop them.
   auto compiled = std::make_unique<Compiled>();
   compiled->code.reset(
       pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                    PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED | PCRE2_NEVER_BACKSLASH_C, &error, &at,
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED | PCRE2_NO_START_OPTIMIZE, &error, &at,
                     context.get()));
   if (compiled->code == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("split pattern: ", PcreMessage(error)));

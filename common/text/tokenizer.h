@@ -40,7 +40,8 @@ class Tokenizer {
   // The raw bytes of one token; empty for unknown ids.
   virtual std::string_view TokenBytes(int32_t id) const = 0;
   virtual bool IsSpecial(int32_t id) const = 0;  // added tokens marked special
-  // The added token with this content, else the vocabulary's token for these bytes (" the", not "Ġthe").
+  // The added token with this content, else the vocabulary's token for these bytes (" the", not
+  // "Ġthe").
   virtual std::optional<int32_t> TokenId(std::string_view content) const = 0;
   virtual int32_t vocab_size() const = 0;  // largest id + 1
 };
