@@ -150,7 +150,7 @@ TEST(TokenizerJson, MergesMayBeStringsOrPairs) {
   ASSERT_OK_AND_ASSIGN(const auto pairs, Tokenizer::Parse(SerializeJson(Seed("qwen_shape.json"))));
   ASSERT_OK_AND_ASSIGN(const auto strings,
                        Tokenizer::Parse(SerializeJson(Seed("gpt2_shape.json"))));
-  EXPECT_EQ(*pairs->Encode(" abc"), (std::vector<int32_t>{258, 'b', 'c'})) << "rank decides";
+  EXPECT_EQ(*pairs->Encode(" abc"), (std::vector<int32_t>{' ', 257})) << "rank decides";
   EXPECT_EQ(*pairs->Encode("abc"), std::vector<int32_t>{257});
   EXPECT_EQ(*strings->Encode(" abc"), *pairs->Encode(" abc"));
 }
