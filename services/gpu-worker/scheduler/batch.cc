@@ -8,8 +8,8 @@
 namespace hearth::worker {
 namespace {
 
-// A step that failed for a passing reason (an expert that is being reloaded) is computed again so
-// many times before its sequences fail.
+// A step that failed for a passing reason (an expert that is being reloaded, an interrupt) is
+// computed again so many times before its sequences fail.
 constexpr int kMaxFailedSteps = 10;
 constexpr auto kRetryDelay = std::chrono::milliseconds(500);
 
@@ -188,13 +188,15 @@ void Batch::OnStepFailed(std::vector<Planned> plan, const absl::Status& status,
   // Pages ran out although they were counted: one makes room, nothing has changed.
   if (absl::IsResourceExhausted(status) && running_.size() > 1) return Preempt(Victim());
 
+  // Who stops the worker interrupts the step, and then ends the sequences with the true reason.
+  const bool may_pass = absl::IsUnavailable(status) || absl::IsCancelled(status);
   // The states of all items are lost. From the youngest, so that the oldest ends up in front.
   std::sort(plan.begin(), plan.end(), [](const Planned& a, const Planned& b) {
     return a.sequence->arrival > b.sequence->arrival;
   });
   for (const Planned& planned : plan) {
     Sequence* sequence = planned.sequence;
-    if (absl::IsUnavailable(status) && ++sequence->failed_steps <= kMaxFailedSteps) {
+    if (may_pass && ++sequence->failed_steps <= kMaxFailedSteps) {
       Preempt(sequence);
       not_before_ = now + kRetryDelay;
     } else {
