@@ -11,13 +11,51 @@
 #include "common/base/logging.h"
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
+#include "common/experts/memory_room.h"
 
 namespace hearth::worker {
 namespace {
 
+namespace fs = std::filesystem;
+
 constexpr auto kWarmUpTime = std::chrono::seconds(120);  // of one token, on the slowest machine
 
-absl::StatusOr<std::unique_ptr<ChatTemplate>> LoadTemplate(const std::filesystem::path& folder) {
+absl::Status CheckFolder(const fs::path& model) {
+  std::error_code ignored;
+  const char* problem = nullptr;
+  if (!fs::exists(model, ignored)) {
+    problem = "there is no such folder";
+  } else if (!fs::is_directory(model, ignored)) {
+    problem = "is not a folder";
+  } else if (!fs::exists(model / "config.json", ignored)) {
+    problem = "has no config.json";
+  }
+  if (problem == nullptr) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat(
+      "--model ", model.string(), ": ", problem,
+      "; give the folder of a checkpoint, with config.json, tokenizer.json and its .safetensors"));
+}
+
+// The KV cache takes its memory page by page while it fills: without this, a worker that was
+// promised too much would be killed under load.
+absl::Status CheckKvRoom(const CommandLine& line, const ModelConfig& config) {
+  const auto n_attention = std::count_if(
+      config.layers.begin(), config.layers.end(),
+      [](const LayerConfig& layer) { return layer.mixer == MixerKind::kFullAttention; });
+  const auto token_bytes =
+      static_cast<int64_t>(n_attention * 2 * sizeof(float)) * config.n_kv_heads * config.head_dim;
+  const auto need = static_cast<uint64_t>(token_bytes * line.kv_tokens);
+  for (const auto& room : {CgroupRoom(), MachineRoom()}) {
+    if (!room || room->bytes >= need) continue;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "--kv-tokens ", line.kv_tokens, ": keys and values of so many tokens need ", need >> 20,
+        " MiB, but ", room->limited_by, " leaves ", room->bytes >> 20, " MiB; choose at most ",
+        room->bytes / static_cast<uint64_t>(token_bytes), " or free memory"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<ChatTemplate>> LoadTemplate(const fs::path& folder) {
   auto chat_template = ChatTemplate::Load(folder);
   if (chat_template.ok() || !absl::IsNotFound(chat_template.status())) return chat_template;
   LogWarning("the checkpoint has no chat template: chat requests will be refused");
@@ -45,7 +83,7 @@ absl::StatusOr<int64_t> ContextTokens(const CommandLine& line, const ModelConfig
 std::string ModelName(const CommandLine& line) {
   if (!line.model_name.empty()) return line.model_name;
   std::error_code ignored;
-  const auto folder = std::filesystem::weakly_canonical(line.model, ignored);
+  const auto folder = fs::weakly_canonical(line.model, ignored);
   return folder.filename().empty() ? "model" : folder.filename().string();
 }
 
@@ -104,9 +142,11 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                                        ServingState& state) {
   auto model = std::make_unique<LoadedModel>();
   state.Set(v1::WORKER_STATE_STARTING, "opening the checkpoint", 0);
+  HEARTH_RETURN_IF_ERROR(CheckFolder(line.model));
   HEARTH_ASSIGN_OR_RETURN(model->checkpoint, Checkpoint::Open(line.model));
   const ModelConfig& config = model->checkpoint->config();
   HEARTH_ASSIGN_OR_RETURN(const int64_t context, ContextTokens(line, config));
+  HEARTH_RETURN_IF_ERROR(CheckKvRoom(line, config));
   for (const std::string& name : model->checkpoint->unknown_tensors()) {
     LogWarning("a tensor that nothing reads", {{"name", name}});
   }

@@ -144,6 +144,20 @@ absl::Status Run(const CommandLine& line, Events& events) {
   return status;
 }
 
+// 2: somebody has to change something. 1: the same start may succeed another time.
+int ExitCode(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return 0;
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kInternal:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
 int Main(int argc, char** argv) {
   const ParsedCommandLine parsed = ParseCommandLine(argc, argv);
   if (!parsed.command) return parsed.exit_code;
@@ -154,9 +168,10 @@ int Main(int argc, char** argv) {
   const SignalWaiter signals([&events](int, int count) { events.Signal(count); });
   InstallSigbusMessage("the experts' segment or a file of the checkpoint");
   const absl::Status status = Run(*parsed.command, events);
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "hearth-gpu-worker: %s\n", std::string(status.message()).c_str());
-  return 2;
+  if (!status.ok()) {
+    std::fprintf(stderr, "hearth-gpu-worker: %s\n", std::string(status.message()).c_str());
+  }
+  return ExitCode(status);
 }
 
 }  // namespace

@@ -45,6 +45,15 @@ void AddSizes(CLI::App& app, CommandLine& line) {
       ->capture_default_str();
 }
 
+// What the bounds of each option alone don't say.
+void CheckSizes(const CommandLine& line) {
+  if (line.max_sequences < line.max_batch_tokens) return;
+  throw CLI::ValidationError(
+      "--max-sequences",
+      absl::StrCat("Value ", line.max_sequences, " must be less than --max-batch-tokens, which is ",
+                   line.max_batch_tokens, ": a step computes a token of each sequence"));
+}
+
 }  // namespace
 
 ParsedCommandLine ParseCommandLine(int argc, char** argv) {
@@ -73,8 +82,13 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
                                                   {"error", LogLevel::kError}};
   app.add_option("--log-level", line.log_level, "debug, info, warning or error")
       ->transform(CLI::CheckedTransformer(levels));
+  // The reason is the last line, for those who show only that one.
+  app.failure_message([](const CLI::App* failed, const CLI::Error& error) {
+    return absl::StrCat(failed->get_name(), ": ", error.what(), " (--help lists all options)\n");
+  });
   try {
     app.parse(argc, argv);
+    CheckSizes(line);
   } catch (const CLI::ParseError& error) {
     return {std::nullopt, app.exit(error) == 0 ? 0 : 2};
   }
