@@ -1,16 +1,10 @@
 // hearth-expert-store as a process: killed, stopped, doubled, starved of memory. The oracle is the
 // segment of an undisturbed run: same model, same bytes.
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <sys/prctl.h>
+#include "common/testing/process.h"
+
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 
 #include <chrono>
-#include <fstream>
-#include <sstream>
 
 #include "common/experts/describe.h"
 #include "common/experts/testing.h"
@@ -29,59 +23,7 @@ using namespace hearth::testing;  // NOLINT: test helpers
 using std::chrono::seconds;
 using std::chrono::steady_clock;
 
-constexpr auto kDeadline = seconds(30);
-constexpr int kStillRunning = -1;
-
-std::string Slurp(const fs::path& file) {
-  std::ostringstream text;
-  text << std::ifstream(file, std::ios::binary).rdbuf();
-  return text.str();
-}
-
-// A child process whose standard error goes to a file. Killed at the end.
-class Process {
- public:
-  Process(std::vector<std::string> arguments, const fs::path& log) {
-    std::vector<char*> argv;
-    for (std::string& argument : arguments) argv.push_back(argument.data());
-    argv.push_back(nullptr);
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      const int fd = ::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-      ::dup2(fd, STDERR_FILENO);
-      ::execvp(argv[0], argv.data());
-      ::_exit(127);
-    }
-    pidfd_ = UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
-  }
-  ~Process() {
-    if (Wait(seconds(0)) != kStillRunning) return;
-    Signal(SIGKILL);
-    Wait(kDeadline);
-  }
-  void Signal(int number) const { ::kill(pid_, number); }
-  // Exit status, 128 + signal, or kStillRunning.
-  int Wait(std::chrono::milliseconds timeout) {
-    if (status_) return *status_;
-    pollfd polled{pidfd_.get(), POLLIN, 0};
-    if (::poll(&polled, 1, static_cast<int>(timeout.count())) <= 0) return kStillRunning;
-    int status = 0;
-    ::waitpid(pid_, &status, 0);
-    status_ = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-    return *status_;
-  }
-  int Stop(int number) {
-    Signal(number);
-    return Wait(kDeadline);
-  }
-  pid_t pid() const { return pid_; }
-
- private:
-  pid_t pid_;
-  UniqueFd pidfd_;
-  std::optional<int> status_;
-};
+constexpr auto kDeadline = kProcessDeadline;
 
 class StoreProcessTest : public ::testing::Test {
  protected:
