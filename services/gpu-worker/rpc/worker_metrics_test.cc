@@ -1,0 +1,67 @@
+#include "services/gpu-worker/rpc/worker_metrics.h"
+
+#include "common/metrics/metrics.h"
+#include "services/gpu-worker/rpc/testing.h"
+
+namespace hearth::worker {
+namespace {
+
+using ::testing::HasSubstr;
+using Seconds = SchedulerObserver::Seconds;
+
+class WorkerMetricsTest : public testing::ServedFakeTest {
+ protected:
+  WorkerMetrics metrics_;
+};
+
+TEST_F(WorkerMetricsTest, EventsAreCountedUnderTheDashboardsNames) {
+  metrics_.OnFirstToken(Seconds(0.02), 7);
+  metrics_.OnToken(Seconds(0.003));
+  metrics_.OnToken(Seconds(0.003));
+  metrics_.OnFinished(FinishReason::kStop, Seconds(0.2), 3);
+  metrics_.OnRefused(absl::StatusCode::kResourceExhausted);
+  metrics_.OnPreempted();
+  metrics_.OnStep(Seconds(0.003), 7, 2);
+  metrics_.Refresh(state_, nullptr);
+  const std::string text = RenderMetrics(*metrics_.registry());
+  for (const char* line : {
+           "\nhearth_generation_tokens_total 3\n",
+           "\nhearth_prompt_tokens_total 7\n",
+           "\nhearth_num_requests_running 0\n",
+           "\nhearth_num_requests_waiting 0\n",
+           "\nhearth_kv_cache_usage_ratio 0\n",
+           "\nhearth_time_to_first_token_seconds_bucket{le=\"0.01\"} 0\n",
+           "\nhearth_time_to_first_token_seconds_bucket{le=\"0.025\"} 1\n",
+           "\nhearth_inter_token_latency_seconds_count 2\n",
+           "\nhearth_e2e_request_latency_seconds_count 1\n",
+           "\nhearth_preemptions_total 1\n",
+           "hearth_tier_bytes{component=\"experts\",tier=\"ram\"} 0\n",
+           "\nhearth_store_connected 0\n",
+           "hearth_request_success_total{finished_reason=\"stop\"} 1\n",
+           "hearth_request_failure_total{code=\"RESOURCE_EXHAUSTED\"} 1\n",
+           "hearth_engine_rows_total{kind=\"prefill\"} 7\n",
+       }) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+}
+
+TEST_F(WorkerMetricsTest, GaugesShowWhatRunsAndHowManyPagesItHas) {
+  Serve();
+  engine_.Allow(1);
+  GenerationRequest request;
+  request.prompt.assign(32, 1);  // 8 of 64 pages
+  request.max_tokens = 5;
+  const auto stream = std::make_shared<OutputStream>(nullptr);
+  ASSERT_OK(scheduler_->Submit(std::move(request), stream));
+  ASSERT_TRUE(Eventually([&] { return scheduler_->status().pages_used == 8; }));
+  state_.SetStoreConnected(true);
+  metrics_.Refresh(state_, nullptr);
+  const std::string text = RenderMetrics(*metrics_.registry());
+  EXPECT_THAT(text, HasSubstr("\nhearth_num_requests_running 1\n"));
+  EXPECT_THAT(text, HasSubstr("\nhearth_kv_cache_usage_ratio 0.125\n"));
+  EXPECT_THAT(text, HasSubstr("\nhearth_store_connected 1\n"));
+  scheduler_->Stop();
+}
+
+}  // namespace
+}  // namespace hearth::worker
