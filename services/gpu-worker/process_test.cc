@@ -96,6 +96,20 @@ TEST_F(WorkerProcessTest, NewSegmentOfARestartedStoreIsTakenOverWhileTextIsGener
   EXPECT_THAT(Slurp(maps), HasSubstr(segment_.string()));
 }
 
+TEST_F(WorkerProcessTest, FrozenStoreDelaysNobodyAndIsNoticed) {
+  Start();
+  const v1::GenerateRequest request = Endless(250);
+  const std::string undisturbed = Generate(request).text;
+  Call call(*stub_, request);
+  call.ReadBytes(20);
+  store_->Signal(SIGSTOP);
+  EXPECT_EQ(call.ReadAll().text, undisturbed);
+  EXPECT_TRUE(WaitForStatus([](const auto& s) { return !s.store_connected(); }, seconds(20)));
+  EXPECT_EQ(Generate(request).text, undisturbed);
+  store_->Signal(SIGCONT);
+  EXPECT_TRUE(WaitForStatus([](const auto& s) { return s.store_connected(); }, seconds(20)));
+}
+
 TEST_F(WorkerProcessTest, WaitsForAStoreThatStartsLaterAndIsAliveMeanwhile) {
   worker_ = StartWorker();
   const auto waits = [](const v1::WorkerStatus& s) {
@@ -184,8 +198,29 @@ TEST_F(WorkerProcessTest, AbsurdRequestsAreRefusedByFieldAndDisturbNobody) {
   EXPECT_EQ(other.ReadAll().text, undisturbed);
 }
 
-TEST_F(WorkerProcessTest, SigtermLetsRunningRequestsEndWithinTheGraceAndExitsWithZero) {
+TEST_F(WorkerProcessTest, TextThatIsNotUtf8IsRefusedByGrpcAndNeverSent) {
   Start();
+  // Such a message doesn't parse, so gRPC answers it (without a reason, in 1.51).
+  v1::GenerateRequest request = Question("hi");
+  request.set_text("\xff\xfe");
+  EXPECT_FALSE(Generate(request).status.ok());
+  // The vocabulary begins with the single bytes: parts of characters come as U+FFFD.
+  for (int32_t id = 0; id < 300; ++id) {
+    grpc::ClientContext context;
+    v1::DetokenizeRequest part;
+    part.add_ids(id);
+    v1::DetokenizeResponse response;
+    ASSERT_OK(FromGrpc(stub_->Detokenize(&context, part, &response))) << id;
+  }
+  v1::GenerateRequest echo;
+  echo.mutable_tokens()->add_ids(200);
+  echo.set_echo(true);
+  echo.set_max_tokens(3);
+  EXPECT_OK(Generate(echo).status);
+}
+
+TEST_F(WorkerProcessTest, SigtermLetsRunningRequestsEndWithinTheGraceAndExitsWithZero) {
+  Start({"--grace-seconds", "60"});
   const Answer undisturbed = Generate(Endless(200));
   Call call(*stub_, Endless(200));
   call.ReadBytes(10);
