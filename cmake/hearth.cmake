@@ -23,7 +23,7 @@ function(hearth_binary)
 endfunction()
 
 # hearth_test(NAME name SRCS ... DEPS ... LABELS unit|integration|e2e): a GoogleTest program, registered with CTest as one
-# test a program. HEARTH_SOURCE_DIR is defined for tests that read golden files.
+# test a program.
 function(hearth_test)
   cmake_parse_arguments(ARG "" "NAME;TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
   if(NOT BUILD_TESTING)
@@ -32,7 +32,6 @@ function(hearth_test)
   set(target test_${ARG_NAME})
   add_executable(${target} ${ARG_SRCS})
   target_link_libraries(${target} PRIVATE hearth_options ${ARG_DEPS} GTest::gmock GTest::gtest_main)
-  target_compile_definitions(${target} PRIVATE HEARTH_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)

@@ -7,12 +7,13 @@
 #include "common/checkpoint/checkpoint.h"
 #include "common/checkpoint/safetensors.h"
 #include "common/testing/compare.h"
+#include "common/testing/source_dir.h"
 #include "common/testing/status_matchers.h"
 
 namespace hearth {
 namespace {
 
-const std::string kGolden = std::string(HEARTH_SOURCE_DIR) + "/tests/golden/";
+const std::string kGolden = hearth::testing::SourceDir() + "/tests/golden/";
 
 struct GoldenCase {
   std::string folder;  // under the repository
@@ -24,7 +25,7 @@ class Golden : public ::testing::TestWithParam<GoldenCase> {};
 
 TEST_P(Golden, OpensWithEveryTensorKnownAndReadable) {
   ASSERT_OK_AND_ASSIGN(const auto checkpoint,
-                       Checkpoint::Open(std::string(HEARTH_SOURCE_DIR) + "/" + GetParam().folder));
+                       Checkpoint::Open(hearth::testing::SourceDir() + "/" + GetParam().folder));
   EXPECT_EQ(checkpoint->quantization(), GetParam().quantization);
   EXPECT_EQ(checkpoint->has_mtp(), GetParam().has_mtp);
   EXPECT_THAT(checkpoint->unknown_tensors(), ::testing::IsEmpty());

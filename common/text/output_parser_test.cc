@@ -10,6 +10,7 @@
 
 #include "common/base/file.h"
 #include "common/base/json.h"
+#include "common/testing/source_dir.h"
 #include "common/text/chat_template.h"
 
 namespace hearth {
@@ -96,8 +97,8 @@ TEST(OutputParser, TheTemplateWritesBackWhatWasRead) {
     calls.push_back(json::object{{"name", piece.name}, {"arguments", piece.arguments_json}});
   }
   message["tool_calls"] = calls;
-  const auto source = ReadFile(
-      std::string(HEARTH_SOURCE_DIR) + "/tests/golden/chat-templates/Qwen3.jinja", 1 << 20);
+  const auto source =
+      ReadFile(hearth::testing::SourceDir() + "/tests/golden/chat-templates/Qwen3.jinja", 1 << 20);
   ASSERT_TRUE(source.ok()) << source.status();
   const auto parsed = ChatTemplate::Parse(*source);
   ASSERT_TRUE(parsed.ok()) << parsed.status();

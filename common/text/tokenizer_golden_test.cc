@@ -6,12 +6,13 @@
 
 #include "common/base/file.h"
 #include "common/base/json.h"
+#include "common/testing/source_dir.h"
 #include "common/text/tokenizer.h"
 
 namespace hearth {
 namespace {
 
-const std::string kRoot = HEARTH_SOURCE_DIR;
+const std::string kRoot = hearth::testing::SourceDir();
 
 const json::object& Cases() {
   static const json::value cases = [] {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/base/file.h"
+#include "common/testing/source_dir.h"
 #include "common/text/bpe.h"
 #include "common/text/normalizer.h"
 #include "common/text/splitter.h"
@@ -26,7 +27,7 @@ constexpr size_t kMib = 1 << 20;
 constexpr double kGenerousSeconds = 20;
 
 const std::string kQwenFile =
-    std::string(HEARTH_SOURCE_DIR) + "/tests/golden/qwen3-tokenizer/tokenizer.json";
+    hearth::testing::SourceDir() + "/tests/golden/qwen3-tokenizer/tokenizer.json";
 
 const Tokenizer& Qwen() {
   static const auto tokenizer = Tokenizer::Load(kQwenFile);

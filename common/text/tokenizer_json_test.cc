@@ -9,6 +9,7 @@
 
 #include "common/base/file.h"
 #include "common/base/json.h"
+#include "common/testing/source_dir.h"
 #include "common/testing/status_matchers.h"
 #include "common/text/tokenizer.h"
 
@@ -22,7 +23,7 @@ constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
 
 json::value Seed(const std::string& name) {
-  const std::string folder = std::string(HEARTH_SOURCE_DIR) + "/tests/fuzz/corpus/tokenizer_json/";
+  const std::string folder = hearth::testing::SourceDir() + "/tests/fuzz/corpus/tokenizer_json/";
   const auto text = ReadFile(folder + name, 1 << 20);
   EXPECT_TRUE(text.ok()) << text.status();
   return *ParseJson(*text);

@@ -11,6 +11,7 @@
 #include "common/rpc/channel.h"
 #include "common/rpc/health.h"
 #include "common/rpc/status.h"
+#include "common/testing/source_dir.h"
 #include "hearth/v1/expert_store.grpc.pb.h"
 
 namespace hearth::store {
@@ -75,7 +76,7 @@ class StoreProcessTest : public ::testing::Test {
   }
 
   TempFolder folder_{"/dev/shm"};
-  const fs::path model_ = fs::path(HEARTH_SOURCE_DIR) / "models/demo";
+  const fs::path model_ = fs::path(hearth::testing::SourceDir()) / "models/demo";
   const fs::path run_ = folder_ / "run";
   const fs::path segment_ = folder_ / "segment";
   const fs::path log_ = folder_ / "log";

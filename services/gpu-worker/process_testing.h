@@ -12,6 +12,7 @@
 #include "common/rpc/health.h"
 #include "common/rpc/status.h"
 #include "common/testing/process.h"
+#include "common/testing/source_dir.h"
 #include "hearth/v1/inference.grpc.pb.h"
 
 namespace hearth::worker {
@@ -157,7 +158,8 @@ class WorkerProcessTest : public ::testing::Test {
   }
 
   testing::TempFolder folder_{"/dev/shm"};
-  const std::filesystem::path model_ = std::filesystem::path(HEARTH_SOURCE_DIR) / "models/demo";
+  const std::filesystem::path model_ =
+      std::filesystem::path(hearth::testing::SourceDir()) / "models/demo";
   const std::filesystem::path run_ = folder_ / "run";
   const std::filesystem::path segment_ = folder_ / "segment";
   const std::filesystem::path log_ = folder_ / "worker.log";

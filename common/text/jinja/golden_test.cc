@@ -7,13 +7,14 @@
 
 #include "common/base/file.h"
 #include "common/base/json.h"
+#include "common/testing/source_dir.h"
 #include "common/text/chat_template.h"
 
 namespace hearth {
 namespace {
 
 std::string Source(const std::string& path) {
-  auto text = ReadFile(std::string(HEARTH_SOURCE_DIR) + "/" + path, 64 << 20);
+  auto text = ReadFile(hearth::testing::SourceDir() + "/" + path, 64 << 20);
   EXPECT_TRUE(text.ok()) << text.status();
   return text.ok() ? *text : "";
 }
@@ -58,7 +59,7 @@ TEST(ChatTemplateGolden, EveryRowIsExact) {
 }
 
 TEST(ChatTemplateLoad, TakesTheTemplateOfTokenizerConfig) {
-  const auto loaded = ChatTemplate::Load(std::string(HEARTH_SOURCE_DIR) + "/models/demo");
+  const auto loaded = ChatTemplate::Load(hearth::testing::SourceDir() + "/models/demo");
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   const auto variables = ParseJson(
       R"({"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}], "add_generation_prompt": true})");

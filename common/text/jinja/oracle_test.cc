@@ -13,12 +13,13 @@
 
 #include "common/base/file.h"
 #include "common/base/json.h"
+#include "common/testing/source_dir.h"
 #include "common/text/chat_template.h"
 
 namespace hearth {
 namespace {
 
-const std::string kFolder = std::string(HEARTH_SOURCE_DIR) + "/common/text/jinja/testdata/";
+const std::string kFolder = hearth::testing::SourceDir() + "/common/text/jinja/testdata/";
 
 std::vector<std::string> Listed() {
   std::vector<std::string> templates;

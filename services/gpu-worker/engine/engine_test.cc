@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/testing/source_dir.h"
 #include "common/testing/status_matchers.h"
 #include "services/gpu-worker/engine/expert_sources.h"
 #include "services/gpu-worker/engine/rotary.h"
@@ -18,8 +19,8 @@ using ::testing::HasSubstr;
 class EngineTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    auto checkpoint =
-        Checkpoint::Open(std::filesystem::path(HEARTH_SOURCE_DIR) / "tests/golden/tiny-a");
+    auto checkpoint = Checkpoint::Open(std::filesystem::path(hearth::testing::SourceDir()) /
+                                       "tests/golden/tiny-a");
     ASSERT_OK(checkpoint);
     checkpoint_ = *std::move(checkpoint);
     experts_ = std::make_unique<CheckpointExperts>(checkpoint_.get());

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "common/testing/source_dir.h"
 #include "common/testing/status_matchers.h"
 #include "services/expert-store/loading/loader.h"
 #include "services/gpu-worker/engine/expert_sources.h"
@@ -17,7 +18,7 @@ struct Loaded {
 };
 
 std::filesystem::path Golden(const std::string& name) {
-  return std::filesystem::path(HEARTH_SOURCE_DIR) / "tests/golden" / name;
+  return std::filesystem::path(hearth::testing::SourceDir()) / "tests/golden" / name;
 }
 
 absl::StatusOr<Loaded> Load(const std::filesystem::path& folder, int n_threads) {
@@ -54,8 +55,9 @@ TEST(Verify, AnotherModelsReferenceIsFoundWrong) {
 }
 
 TEST(Verify, PartsOfAReferenceAreComparedAndTheRestIsListed) {
-  ASSERT_OK_AND_ASSIGN(const Loaded loaded,
-                       Load(std::filesystem::path(HEARTH_SOURCE_DIR) / "models/demo", 2));
+  ASSERT_OK_AND_ASSIGN(
+      const Loaded loaded,
+      Load(std::filesystem::path(hearth::testing::SourceDir()) / "models/demo", 2));
   ASSERT_OK_AND_ASSIGN(const VerifyReport report,
                        Verify(*loaded.engine, Golden("demo-mtp") / "reference.safetensors"));
   EXPECT_TRUE(report.ok()) << report.ToText();
