@@ -128,6 +128,13 @@ class FileCheckpoint : public Checkpoint {
 
 }  // namespace
 
+absl::StatusOr<LinearRef> Checkpoint::LinearShape(std::string_view module) const {
+  HEARTH_ASSIGN_OR_RETURN(OwnedLinear linear, Linear(module));
+  linear.ref.data = nullptr;
+  linear.ref.absmax = nullptr;
+  return linear.ref;
+}
+
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::filesystem::path& folder) {
   return FileCheckpoint::Open(folder);
 }

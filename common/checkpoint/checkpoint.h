@@ -48,6 +48,9 @@ class Checkpoint {
   // tied), "model.embed_tokens", "model.layers.3.mlp.experts.7.up_proj" (sliced out of a fused
   // tensor where it is one). absmax values that are NaN, infinite or negative are DataLoss.
   virtual absl::StatusOr<OwnedLinear> Linear(std::string_view module) const = 0;
+  // Kind, shape, block size and levels of a linear; data and absmax are null. Here: those of
+  // Linear; cheaper where contents would have to be made.
+  virtual absl::StatusOr<LinearRef> LinearShape(std::string_view module) const;
   virtual bool Has(std::string_view module) const = 0;
 
   // An MTP head's tensors are there (mtp.*).

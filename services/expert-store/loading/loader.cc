@@ -48,6 +48,15 @@ absl::StatusOr<OwnedExpert> ReadExpert(const Checkpoint& checkpoint, const Exper
   return expert;
 }
 
+absl::StatusOr<ExpertRef> ReadShapes(const Checkpoint& checkpoint, const ExpertId& id) {
+  const std::string module = ModuleOf(id);
+  ExpertRef expert;
+  HEARTH_ASSIGN_OR_RETURN(expert.gate, checkpoint.LinearShape(module + ".gate_proj"));
+  HEARTH_ASSIGN_OR_RETURN(expert.up, checkpoint.LinearShape(module + ".up_proj"));
+  HEARTH_ASSIGN_OR_RETURN(expert.down, checkpoint.LinearShape(module + ".down_proj"));
+  return expert;
+}
+
 // Keeps the error of the lowest index, so that the same file gives the same message with any number
 // of threads.
 class FirstError {
@@ -126,8 +135,8 @@ absl::StatusOr<SegmentPlan> PlanExperts(const Checkpoint& checkpoint, int n_thre
   // Every tensor may be of another kind, so every one is asked; each thread writes its own
   // elements.
   const auto plan_one = [&](const ExpertId& id) -> absl::Status {
-    HEARTH_ASSIGN_OR_RETURN(const OwnedExpert expert, ReadExpert(checkpoint, id));
-    const auto bytes = PackedExpertBytes(expert.ref());
+    HEARTH_ASSIGN_OR_RETURN(const ExpertRef shapes, ReadShapes(checkpoint, id));
+    const auto bytes = PackedExpertBytes(shapes);
     if (!bytes.ok()) return Annotate(bytes.status(), ModuleOf(id));
     plan.payload_bytes[static_cast<size_t>(id.layer) * static_cast<size_t>(plan.n_experts) +
                        static_cast<size_t>(id.expert)] = *bytes;

@@ -1,0 +1,63 @@
+#include "common/synthetic/random.h"
+
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "common/tensor/linear.h"
+
+namespace hearth {
+namespace {
+
+constexpr size_t kQuantiles = 4096;
+
+double NormalCdf(double x) { return 0.5 * std::erfc(-x / std::sqrt(2.0)); }
+
+// The middle of each of kQuantiles equally likely parts of the normal distribution.
+std::array<float, kQuantiles> MakeQuantiles() {
+  std::array<float, kQuantiles> quantiles{};
+  for (size_t i = 0; i < kQuantiles; ++i) {
+    const double share = (static_cast<double>(i) + 0.5) / kQuantiles;
+    double low = -8, high = 8;
+    for (int step = 0; step < 60; ++step) {
+      const double middle = (low + high) / 2;
+      (NormalCdf(middle) < share ? low : high) = middle;
+    }
+    quantiles[i] = static_cast<float>(low);
+  }
+  return quantiles;
+}
+
+}  // namespace
+
+uint64_t StreamOf(uint64_t seed, std::string_view name) {
+  uint64_t hash = 0xcbf29ce484222325ULL;  // FNV-1a
+  for (const char c : name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3ULL;
+  return RandomWord(hash, RandomWord(seed, hash));
+}
+
+void FillRandomBytes(uint64_t stream, uint64_t offset, std::span<std::byte> bytes) {
+  uint64_t counter = offset / 8;
+  size_t i = 0;
+  for (; i + 8 <= bytes.size(); i += 8) {
+    const uint64_t word = RandomWord(stream, counter++);
+    std::memcpy(bytes.data() + i, &word, 8);
+  }
+  const uint64_t word = RandomWord(stream, counter);
+  std::memcpy(bytes.data() + i, &word, bytes.size() - i);
+}
+
+void FillNormalBf16(uint64_t stream, uint64_t first, float mean, float deviation,
+                    std::span<uint16_t> values) {
+  static const std::array<float, kQuantiles> quantiles = MakeQuantiles();
+  std::array<uint16_t, kQuantiles> table;
+  for (size_t i = 0; i < kQuantiles; ++i) table[i] = F32ToBF16(mean + deviation * quantiles[i]);
+  for (size_t i = 0; i < values.size(); i += 4) {
+    uint64_t word = RandomWord(stream, (first + i) / 4);
+    for (size_t j = i; j < i + 4 && j < values.size(); ++j, word >>= 16) {
+      values[j] = table[word % kQuantiles];
+    }
+  }
+}
+
+}  // namespace hearth
