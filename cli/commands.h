@@ -14,6 +14,7 @@ void AddGenerate(CLI::App& app, int* exit_code);
 void AddChat(CLI::App& app, int* exit_code);
 void AddVerify(CLI::App& app, int* exit_code);
 void AddInspect(CLI::App& app, int* exit_code);
+void AddMakeModel(CLI::App& app, int* exit_code);
 void AddTokenize(CLI::App& app, int* exit_code);
 void AddRender(CLI::App& app, int* exit_code);
 void AddProbe(CLI::App& app, int* exit_code);

@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   AddChat(app, &exit_code);
   AddVerify(app, &exit_code);
   AddInspect(app, &exit_code);
+  AddMakeModel(app, &exit_code);
   AddTokenize(app, &exit_code);
   AddRender(app, &exit_code);
   AddProbe(app, &exit_code);
