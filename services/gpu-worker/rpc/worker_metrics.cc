@@ -35,7 +35,7 @@ WorkerMetrics::WorkerMetrics()
     : registry_(std::make_shared<prometheus::Registry>()),
       running_(AddGauge(*registry_, "hearth_num_requests_running", "Sequences in the batch")),
       waiting_(AddGauge(*registry_, "hearth_num_requests_waiting", "Requests in the queue")),
-      kv_usage_(AddGauge(*registry_, "hearth_kv_cache_usage_ratio", "Share of KV pages in use")),
+      kv_usage_(AddGauge(*registry_, "hearth_kv_cache_usage_perc", "Share of KV pages in use")),
       store_connected_(AddGauge(*registry_, "hearth_store_connected", "1 if the store answers")),
       experts_bytes_(AddGauge(*registry_, "hearth_tier_bytes", "Bytes that a tier holds",
                               {{"tier", "ram"}, {"component", "experts"}})),
@@ -52,7 +52,7 @@ WorkerMetrics::WorkerMetrics()
                                 "Tokens of prompts that were read to the end")),
       generation_tokens_(
           AddCounter(*registry_, "hearth_generation_tokens_total", "Tokens produced for requests")),
-      preemptions_(AddCounter(*registry_, "hearth_preemptions_total",
+      preemptions_(AddCounter(*registry_, "hearth_num_preemptions_total",
                               "Sequences that gave up their pages to be computed again")),
       prefill_rows_(AddCounter(*registry_, "hearth_engine_rows_total", "Rows computed in steps",
                                {{"kind", "prefill"}})),
@@ -64,7 +64,15 @@ WorkerMetrics::WorkerMetrics()
       expert_uses_(AddFamily(*registry_, "hearth_expert_uses_total",
                              "Experts looked up, once for each step that used one")),
       stop_(success_.Add({{"finished_reason", "stop"}})),
-      length_(success_.Add({{"finished_reason", "length"}})) {}
+      length_(success_.Add({{"finished_reason", "length"}})) {
+  // Rates need the zero before the first event.
+  for (const absl::StatusCode code :
+       {absl::StatusCode::kCancelled, absl::StatusCode::kDeadlineExceeded,
+        absl::StatusCode::kInvalidArgument, absl::StatusCode::kResourceExhausted,
+        absl::StatusCode::kUnavailable}) {
+    failure_.Add({{"code", absl::StatusCodeToString(code)}});
+  }
+}
 
 void WorkerMetrics::OnRefused(absl::StatusCode code) { OnFailed(code, 0); }
 

@@ -29,16 +29,17 @@ TEST_F(WorkerMetricsTest, EventsAreCountedUnderTheDashboardsNames) {
            "\nhearth_prompt_tokens_total 7\n",
            "\nhearth_num_requests_running 0\n",
            "\nhearth_num_requests_waiting 0\n",
-           "\nhearth_kv_cache_usage_ratio 0\n",
+           "\nhearth_kv_cache_usage_perc 0\n",
            "\nhearth_time_to_first_token_seconds_bucket{le=\"0.01\"} 0\n",
            "\nhearth_time_to_first_token_seconds_bucket{le=\"0.025\"} 1\n",
            "\nhearth_inter_token_latency_seconds_count 2\n",
            "\nhearth_e2e_request_latency_seconds_count 1\n",
-           "\nhearth_preemptions_total 1\n",
+           "\nhearth_num_preemptions_total 1\n",
            "hearth_tier_bytes{component=\"experts\",tier=\"ram\"} 0\n",
            "\nhearth_store_connected 0\n",
            "hearth_request_success_total{finished_reason=\"stop\"} 1\n",
            "hearth_request_failure_total{code=\"RESOURCE_EXHAUSTED\"} 1\n",
+           "hearth_request_failure_total{code=\"CANCELLED\"} 0\n",
            "hearth_engine_rows_total{kind=\"prefill\"} 7\n",
        }) {
     EXPECT_THAT(text, HasSubstr(line));
@@ -58,7 +59,7 @@ TEST_F(WorkerMetricsTest, GaugesShowWhatRunsAndHowManyPagesItHas) {
   metrics_.Refresh(state_, nullptr);
   const std::string text = RenderMetrics(*metrics_.registry());
   EXPECT_THAT(text, HasSubstr("\nhearth_num_requests_running 1\n"));
-  EXPECT_THAT(text, HasSubstr("\nhearth_kv_cache_usage_ratio 0.125\n"));
+  EXPECT_THAT(text, HasSubstr("\nhearth_kv_cache_usage_perc 0.125\n"));
   EXPECT_THAT(text, HasSubstr("\nhearth_store_connected 1\n"));
   scheduler_->Stop();
 }
