@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <string>
+#include <vector>
 
 #include "cli/commands.h"
 
@@ -42,11 +43,20 @@ int main(int argc, char** argv) {
   AddProbe(app, &exit_code);
   AddVersion(app, &exit_code);
   app.add_subcommand("help", "Prints this text")->callback([&app] {
-    std::fputs(app.help().c_str(), stdout);
+    // App::help() would be that of the subcommand which was called: this one.
+    const auto text = app.get_formatter()->make_help(&app, "hearth", CLI::AppFormatMode::Normal);
+    std::fputs(text.c_str(), stdout);
   });
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
+    const std::vector<std::string> unknown = app.remaining();
+    if (app.get_subcommands().empty() && !unknown.empty()) {
+      std::fprintf(stderr,
+                   "hearth: unknown command or option '%s'; `hearth help` lists the commands\n",
+                   unknown.front().c_str());
+      return 2;
+    }
     return app.exit(error) == 0 ? 0 : 2;
   }
   return exit_code;

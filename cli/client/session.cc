@@ -19,11 +19,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kPollMs = 50;
+constexpr std::chrono::milliseconds kConnectTime{500};
 constexpr std::chrono::seconds kStopTime{15};
 constexpr size_t kKeptOutput = 8 << 10;
 
 bool IsReady(WorkerClient& client) {
-  const auto status = client.Status();
+  const auto status = client.Status(kConnectTime);
   return status.ok() && status->state() == v1::WORKER_STATE_READY;
 }
 
@@ -96,6 +97,7 @@ absl::Status Session::WaitUntilReady() {
 
 Session::~Session() {
   if (private_run_dir_.empty()) return;
+  client_->Disconnect();  // or the worker waits for us to go
   server_.Signal(SIGTERM);
   const auto deadline = Clock::now() + kStopTime;
   while (server_.is_running() && Clock::now() < deadline && !server_.Reap()) {

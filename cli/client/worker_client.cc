@@ -1,7 +1,5 @@
 #include "cli/client/worker_client.h"
 
-#include <chrono>
-
 #include "common/rpc/channel.h"
 #include "common/rpc/status.h"
 
@@ -40,9 +38,14 @@ bool WorkerClient::Cancel() {
   return true;
 }
 
-absl::StatusOr<v1::WorkerStatus> WorkerClient::Status() {
+absl::StatusOr<v1::WorkerStatus> WorkerClient::Status(std::chrono::milliseconds wait) {
+  constexpr std::chrono::seconds kAnswerTime{1};
+  const bool waits = wait.count() > 0;
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  // A connection comes about only while a call waits for it: between calls nobody reads the socket,
+  // but a poller of gRPC's every 5 s.
+  context.set_wait_for_ready(waits);
+  context.set_deadline(std::chrono::system_clock::now() + (waits ? wait : kAnswerTime));
   v1::WorkerStatus answer;
   const grpc::Status status = stub_->GetStatus(&context, {}, &answer);
   if (!status.ok()) return FromGrpc(status);

@@ -2,6 +2,7 @@
 // cancellable.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -25,8 +26,11 @@ class WorkerClient {
                                       const std::function<void(std::string_view)>& on_text);
   // Ends the running generation, from any thread. False when none runs.
   bool Cancel();
+  // Closes the connection: nothing but Cancel may be called afterwards.
+  void Disconnect() { stub_.reset(); }
 
-  absl::StatusOr<v1::WorkerStatus> Status();
+  // Where nobody answers yet: an error at once, or after waiting so long for it.
+  absl::StatusOr<v1::WorkerStatus> Status(std::chrono::milliseconds wait = {});
 
  private:
   std::unique_ptr<v1::Inference::Stub> stub_;
