@@ -1,8 +1,10 @@
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <filesystem>
 #include <thread>
+#include <vector>
 
 #include "common/base/file.h"
 #include "common/rpc/channel.h"
@@ -63,6 +65,28 @@ TEST_F(RpcTest, StaleSocketIsReplacedAndPrivate) {
   ASSERT_EQ(::stat(path.c_str(), &info), 0);
   EXPECT_TRUE(S_ISSOCK(info.st_mode));
   EXPECT_EQ(info.st_mode & 0777, 0600u);
+}
+
+TEST_F(RpcTest, LockThatItsHolderRemovesHasOneHolderAtATime) {
+  const std::string path = (folder_ / "lock").string();
+  std::atomic<int> holders{0}, held{0}, most{0};
+  const auto take_often = [&] {
+    for (int i = 0; i < 2000; ++i) {
+      const auto lock = LockFile(path);
+      if (!lock.ok()) continue;
+      const int now = ++holders;
+      if (now > most) most = now;
+      ++held;
+      std::this_thread::yield();
+      ::unlink(path.c_str());
+      --holders;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(take_often);
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(most, 1);
+  EXPECT_GT(held, 100);
 }
 
 TEST_F(RpcTest, TooLongSocketPathSaysTheLimit) {

@@ -30,6 +30,14 @@ std::string HolderOf(int fd) {
   return n > 0 ? std::string(text, static_cast<size_t>(n)) : "unknown";
 }
 
+// Its last holder may have removed the file after we opened it: then others lock a new one.
+bool IsStillAt(const std::string& path, int fd) {
+  struct stat named {};
+  struct stat opened {};
+  return ::stat(path.c_str(), &named) == 0 && ::fstat(fd, &opened) == 0 &&
+         named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+}
+
 void Configure(const RpcServerOptions& options, grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(options.max_message_bytes);
   builder.SetMaxSendMessageSize(options.max_message_bytes);
@@ -54,14 +62,17 @@ uint64_t RaiseDescriptorLimit() {
 }
 
 absl::StatusOr<UniqueFd> LockFile(const std::string& path) {
-  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!fd.valid()) return ErrnoStatus(errno, absl::StrCat("open ", path));
-  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK) return ErrnoStatus(errno, absl::StrCat("lock ", path));
-    return absl::AlreadyExistsError(
-        absl::StrCat(path, ": held by process ", HolderOf(fd.get()),
-                     "; stop it or use another run directory (--run-dir)"));
-  }
+  UniqueFd fd;
+  do {
+    fd = UniqueFd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!fd.valid()) return ErrnoStatus(errno, absl::StrCat("open ", path));
+    if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK) return ErrnoStatus(errno, absl::StrCat("lock ", path));
+      return absl::AlreadyExistsError(
+          absl::StrCat(path, ": held by process ", HolderOf(fd.get()),
+                       "; stop it or use another run directory (--run-dir)"));
+    }
+  } while (!IsStillAt(path, fd.get()));
   const std::string pid = absl::StrCat(::getpid());
   if (::ftruncate(fd.get(), 0) != 0 ||
       ::pwrite(fd.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size())) {

@@ -44,7 +44,8 @@ class RpcServer {
 // Returns the limit.
 uint64_t RaiseDescriptorLimit();
 
-// A flock'ed file that names this process; AlreadyExists names the pid that holds it.
+// A flock'ed file that names this process; AlreadyExists names the pid that holds it. The holder
+// may remove the file.
 absl::StatusOr<UniqueFd> LockFile(const std::string& path);
 
 }  // namespace hearth
