@@ -60,4 +60,15 @@ void FillNormalBf16(uint64_t stream, uint64_t first, float mean, float deviation
   }
 }
 
+void FillRandomFloats(uint64_t stream, float deviation, std::span<float> values) {
+  const float factor = deviation * std::sqrt(3.F) / static_cast<float>(1U << 31);
+  for (size_t i = 0; i < values.size(); i += 2) {
+    const uint64_t word = RandomWord(stream, i / 2);
+    values[i] = static_cast<float>(static_cast<int32_t>(word)) * factor;
+    if (i + 1 < values.size()) {
+      values[i + 1] = static_cast<float>(static_cast<int32_t>(word >> 32)) * factor;
+    }
+  }
+}
+
 }  // namespace hearth

@@ -29,4 +29,7 @@ void FillRandomBytes(uint64_t stream, uint64_t offset, std::span<std::byte> byte
 void FillNormalBf16(uint64_t stream, uint64_t first, float mean, float deviation,
                     std::span<uint16_t> values);
 
+// Equally distributed values with this deviation and mean 0.
+void FillRandomFloats(uint64_t stream, float deviation, std::span<float> values);
+
 }  // namespace hearth

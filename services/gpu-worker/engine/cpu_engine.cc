@@ -33,7 +33,7 @@ class CpuEngine final : public Engine {
         pool_(std::move(pool)),
         parallel_(options.n_threads),
         ops_(&parallel_),
-        forward_(config_, weights_, experts, &ops_, options.max_batch_tokens) {}
+        forward_(config_, weights_, experts, &ops_, options.max_batch_tokens, options.routing) {}
 
   const ModelConfig& config() const override { return config_; }
   std::unique_ptr<SequenceState> NewSequence() override {
@@ -51,6 +51,7 @@ class CpuEngine final : public Engine {
   absl::Status ReadDeltaState(const SequenceState& state, int layer, std::vector<float>* conv,
                               std::vector<float>* recurrent) const override;
   void SetObserver(TensorObserver observer) override { forward_.SetObserver(std::move(observer)); }
+  absl::Status FillContext(SequenceState* state, int64_t n_tokens, uint64_t seed) override;
 
  private:
   absl::Status Check(std::span<const StepItem> items) const;
@@ -145,6 +146,20 @@ absl::Status CpuEngine::ReadDeltaState(const SequenceState& state, int layer,
     for (size_t c = 0; c < channels; ++c) (*conv)[c * n_past + t] = history[t * channels + c];
   }
   *recurrent = sequence.recurrent(delta_layer);
+  return absl::OkStatus();
+}
+
+absl::Status CpuEngine::FillContext(SequenceState* state, int64_t n_tokens, uint64_t seed) {
+  auto& sequence = static_cast<CpuSequence&>(*state);
+  if (sequence.n_tokens() != 0 || n_tokens < 0) {
+    return absl::InvalidArgumentError("only a new sequence can be filled");
+  }
+  if (sequence.PagesNeeded(n_tokens) > pool_->pages_free()) {
+    return absl::ResourceExhaustedError(absl::StrCat("a context of ", n_tokens, " tokens needs ",
+                                                     sequence.PagesNeeded(n_tokens), " KV pages, ",
+                                                     pool_->pages_free(), " are free"));
+  }
+  sequence.FillRandom(n_tokens, seed);
   return absl::OkStatus();
 }
 

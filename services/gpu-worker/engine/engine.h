@@ -28,11 +28,28 @@ class ExpertSource {
   virtual absl::StatusOr<ExpertRef> Get(int layer, int expert) = 0;
 };
 
+// Takes the choice of experts away from the router: for benchmarks, since random weights route
+// flat. Called on the engine's thread, for each layer with experts of each step.
+class RoutingOverride {
+ public:
+  // The rows of one of the step's items, in the order of the items.
+  struct Rows {
+    int begin = 0, end = 0;
+    int64_t first_position = 0;
+  };
+  virtual ~RoutingOverride() = default;
+  // Writes top_k different experts for every row to `ids` [T, top_k], which holds the router's own
+  // choice. They get the weights of the router's choice, in their order.
+  virtual void Impose(int layer, std::span<const Rows> items, int top_k,
+                      std::span<int32_t> ids) = 0;
+};
+
 struct EngineOptions {
   int n_threads = 1;
-  int page_tokens = 16;        // tokens a KV page holds
-  int64_t kv_tokens = 65536;   // tokens that all sequences together can keep
-  int max_batch_tokens = 512;  // rows of one step at most (a chunk is cut to fit)
+  int page_tokens = 16;                // tokens a KV page holds
+  int64_t kv_tokens = 65536;           // tokens that all sequences together can keep
+  int max_batch_tokens = 512;          // rows of one step at most (a chunk is cut to fit)
+  RoutingOverride* routing = nullptr;  // borrowed; null: the router chooses
 };
 
 // One sequence's memory: KV pages of the attention layers, delta-net and convolution states of the
@@ -105,6 +122,14 @@ class Engine {
                                       std::vector<float>* recurrent) const = 0;
 
   virtual void SetObserver(TensorObserver observer) = 0;
+
+  // Makes a sequence that has seen nothing look as after `n_tokens` tokens, with random keys,
+  // values and states: a long context for a benchmark without its prefill. ResourceExhausted if the
+  // pages don't suffice; Unimplemented where an engine can't.
+  virtual absl::Status FillContext(SequenceState* state, int64_t n_tokens, uint64_t seed) {
+    static_cast<void>(state), static_cast<void>(n_tokens), static_cast<void>(seed);
+    return absl::UnimplementedError("this engine fills no contexts");
+  }
 };
 
 }  // namespace hearth::worker

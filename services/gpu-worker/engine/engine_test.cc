@@ -1,7 +1,9 @@
 #include "services/gpu-worker/engine/engine.h"
 
+#include <cmath>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -224,6 +226,113 @@ TEST(RotaryTable, PlainAndYarnFrequenciesFollowTheirFormulas) {
   EXPECT_NEAR(yarn.inverse_frequencies[1], 0.1 * (1.0 / 3 / 4 + 2.0 / 3), 1e-12);
   EXPECT_NEAR(yarn.inverse_frequencies[3], 0.001 / 4, 1e-12);
   EXPECT_DOUBLE_EQ(yarn.scale, 1.1);
+}
+
+// Chooses the experts (layer + position + place) modulo their number, and remembers whom it was
+// asked about.
+class FixedRouting final : public RoutingOverride {
+ public:
+  void Impose(int layer, std::span<const Rows> items, int top_k, std::span<int32_t> ids) override {
+    for (const Rows& item : items) {
+      for (int row = item.begin; row < item.end; ++row) {
+        const int64_t position = item.first_position + row - item.begin;
+        for (int place = 0; place < top_k; ++place) {
+          ids[static_cast<size_t>(row * top_k + place)] = Expert(layer, position, place);
+        }
+      }
+    }
+  }
+  static int32_t Expert(int layer, int64_t position, int place) {
+    return static_cast<int32_t>((layer + position + place) % 8);
+  }
+};
+
+class RecordedExperts final : public ExpertSource {
+ public:
+  explicit RecordedExperts(ExpertSource* from) : from_(*from) {}
+  absl::StatusOr<ExpertRef> Get(int layer, int expert) override {
+    used.insert({layer, expert});
+    return from_.Get(layer, expert);
+  }
+  std::set<std::pair<int, int>> used;
+
+ private:
+  ExpertSource& from_;
+};
+
+TEST_F(EngineTest, ImposedExpertsAreComputedWithTheRoutersWeights) {
+  FixedRouting routing;
+  RecordedExperts experts(experts_.get());
+  ASSERT_OK_AND_ASSIGN(const auto engine,
+                       Engine::Create(*checkpoint_, &experts, {.routing = &routing}));
+  const auto free_engine = Make({});
+  const int top_k = engine->config().experts_per_token;
+  ASSERT_EQ(engine->config().n_experts % 8, 0);
+  std::vector<float> ids, weights, free_ids, free_weights;
+  const auto keep = [](std::vector<float>& of_ids, std::vector<float>& of_weights) {
+    return [&](std::string_view name, int rows, int columns, const float* values) {
+      const size_t n = static_cast<size_t>(rows) * static_cast<size_t>(columns);
+      if (name == "layers.0.router.topk_ids") of_ids.assign(values, values + n);
+      if (name == "layers.0.router.topk_weights") of_weights.assign(values, values + n);
+    };
+  };
+  engine->SetObserver(keep(ids, weights));
+  free_engine->SetObserver(keep(free_ids, free_weights));
+  const auto prompt = Ids(5, 1);
+  const auto a = engine->NewSequence(), b = engine->NewSequence();
+  StepLogits logits, free_logits;
+  const StepItem first{a.get(), prompt, LogitsWanted::kLast};
+  ASSERT_OK(engine->Step({&first, 1}, &logits));
+  const auto free_state = free_engine->NewSequence();
+  const StepItem free_first{free_state.get(), prompt, LogitsWanted::kLast};
+  ASSERT_OK(free_engine->Step({&free_first, 1}, &free_logits));
+  ASSERT_EQ(ids.size(), 5U * static_cast<size_t>(top_k));
+  for (int row = 0; row < 5; ++row) {
+    for (int place = 0; place < top_k; ++place) {
+      EXPECT_EQ(ids[static_cast<size_t>(row * top_k + place)], FixedRouting::Expert(0, row, place));
+    }
+  }
+  EXPECT_EQ(weights, free_weights);  // layer 0's router saw the same input
+  EXPECT_NE(ids, free_ids);
+  EXPECT_NE(logits.values, free_logits.values);
+
+  // Positions go on, and each item has its own.
+  experts.used.clear();
+  const StepItem both[] = {{b.get(), std::span(prompt).first(1), LogitsWanted::kLast},
+                           {a.get(), std::span(prompt).first(1), LogitsWanted::kLast}};
+  ASSERT_OK(engine->Step(both, &logits));
+  for (int layer = 0; layer < engine->config().n_layers; ++layer) {
+    std::set<int32_t> want, got;
+    for (int place = 0; place < top_k; ++place) {
+      want.insert(FixedRouting::Expert(layer, 0, place));
+      want.insert(FixedRouting::Expert(layer, 5, place));
+    }
+    for (const auto& [of_layer, expert] : experts.used) {
+      if (of_layer == layer) got.insert(expert);
+    }
+    EXPECT_EQ(got, want) << "layer " << layer;
+  }
+}
+
+TEST_F(EngineTest, AFilledContextTakesItsPagesAndIsComputedWith) {
+  const auto engine = Make({.page_tokens = 16, .kv_tokens = 128});
+  const auto filled = engine->NewSequence(), other = engine->NewSequence();
+  ASSERT_OK(engine->FillContext(filled.get(), 100, 1));
+  EXPECT_EQ(filled->n_tokens(), 100);
+  EXPECT_EQ(engine->pages_free(), 1);
+  EXPECT_THAT(engine->FillContext(other.get(), 17, 1),
+              IsStatus(absl::StatusCode::kResourceExhausted, HasSubstr("needs 2 KV pages, 1")));
+  EXPECT_THAT(engine->FillContext(filled.get(), 1, 1),
+              IsStatus(absl::StatusCode::kInvalidArgument, HasSubstr("only a new sequence")));
+  const auto ids = Ids(1, 1);
+  const StepItem items[] = {{filled.get(), ids, LogitsWanted::kLast},
+                            {other.get(), ids, LogitsWanted::kLast}};
+  StepLogits logits;
+  ASSERT_OK(engine->Step(items, &logits));
+  EXPECT_EQ(filled->n_tokens(), 101);
+  const auto with = logits.Row(0, 512), without = logits.Row(1, 512);
+  EXPECT_FALSE(std::equal(with.begin(), with.end(), without.begin()));
+  for (const float value : with) ASSERT_TRUE(std::isfinite(value));
 }
 
 }  // namespace

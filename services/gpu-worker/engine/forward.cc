@@ -32,11 +32,12 @@ Activations MakeActivations(const ModelConfig& c, int max_rows) {
 }
 
 Forward::Forward(const ModelConfig& config, const ModelWeights& weights, ExpertSource* experts,
-                 Ops* ops, int max_rows)
+                 Ops* ops, int max_rows, RoutingOverride* routing)
     : config_(config),
       weights_(weights),
       experts_(*experts),
       ops_(*ops),
+      routing_(routing),
       attention_shape_{config.n_heads, config.n_kv_heads, config.head_dim},
       delta_shape_{config.linear_key_heads, config.linear_value_heads, config.linear_key_head_dim,
                    config.linear_value_head_dim},
@@ -137,6 +138,7 @@ absl::Status Forward::Experts(const Batch& batch, const ExpertLayerWeights& w, i
   ops_.Linear(w.router.ref, n, a_.h.data(), a_.router_logits.data());  // [T, E]
   ops_.Route(n, config_.n_experts, top_k, config_.norm_topk_prob, a_.router_logits.data(),
              &a_.choice);  // [T, K]
+  if (routing_ != nullptr) ImposeRouting(batch, layer);
   ObserveRouter(layer, n);
 
   std::map<int32_t, ExpertWork> work;  // by expert
@@ -155,6 +157,14 @@ absl::Status Forward::Experts(const Batch& batch, const ExpertLayerWeights& w, i
   ops_.Linear(w.shared_expert_gate.ref, n, a_.h.data(), a_.shared_gate.data());  // [T, 1]
   ops_.AddGated(n, config_.hidden_size, a_.shared.data(), a_.shared_gate.data(), a_.delta.data());
   return absl::OkStatus();
+}
+
+void Forward::ImposeRouting(const Batch& batch, int layer) {
+  std::vector<RoutingOverride::Rows> items;
+  for (const BatchItem& item : batch.items) {
+    items.push_back({item.rows.begin, item.rows.end, item.first_position});
+  }
+  routing_->Impose(layer, items, config_.experts_per_token, a_.choice.ids);
 }
 
 void Forward::Observe(std::string_view name, int rows, int columns, const float* values) const {

@@ -45,7 +45,7 @@ class Forward {
  public:
   // Borrows everything.
   Forward(const ModelConfig& config, const ModelWeights& weights, ExpertSource* experts, Ops* ops,
-          int max_rows);
+          int max_rows, RoutingOverride* routing = nullptr);
 
   // Logits of batch.logits_rows to `logits` [n, V]. Cancelled if `interrupted` turned true;
   // NotFound or Unavailable from the expert source.
@@ -57,6 +57,7 @@ class Forward {
   void Attention(const Batch& batch, const AttentionWeights& weights, int attention_layer);
   void DeltaNet(const Batch& batch, const DeltaNetWeights& weights, int delta_layer);
   absl::Status Experts(const Batch& batch, const ExpertLayerWeights& weights, int layer);
+  void ImposeRouting(const Batch& batch, int layer);
   void Observe(std::string_view name, int rows, int columns, const float* values) const;
   void ObserveHidden(int layer, int n_rows);
   void ObserveRouter(int layer, int n_rows);
@@ -65,6 +66,7 @@ class Forward {
   const ModelWeights& weights_;
   ExpertSource& experts_;
   Ops& ops_;
+  RoutingOverride* const routing_;
   const AttentionShape attention_shape_;
   const DeltaShape delta_shape_;
   const RotaryTable rotary_;

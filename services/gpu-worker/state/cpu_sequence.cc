@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/synthetic/random.h"
+
 namespace hearth::worker {
 
 CpuSequence::CpuSequence(const ModelConfig& config, std::shared_ptr<KvPool> pool)
@@ -30,6 +32,24 @@ int64_t CpuSequence::PagesNeeded(int64_t n) const {
 
 void CpuSequence::Grow(int64_t n) {
   for (int64_t i = PagesNeeded(n); i > 0; --i) pages_.push_back(pool_->Take());
+}
+
+void CpuSequence::FillRandom(int64_t n, uint64_t seed) {
+  Grow(n);
+  uint64_t stream = StreamOf(seed, "context");
+  const KvPoolShape& shape = pool_->shape();
+  const auto page = static_cast<size_t>(shape.page_tokens * shape.token_floats);
+  for (const int32_t number : pages_) {
+    for (int layer = 0; layer < shape.n_layers; ++layer) {
+      FillRandomFloats(++stream, 1, {pool_->Keys(number, layer), page});
+      FillRandomFloats(++stream, 1, {pool_->Values(number, layer), page});
+    }
+  }
+  for (DeltaLayer& layer : layers_) {
+    FillRandomFloats(++stream, 1, layer.history);
+    FillRandomFloats(++stream, 0.1F, layer.recurrent);
+  }
+  Advance(n);
 }
 
 KvPages CpuSequence::Pages(int attention_layer) {

@@ -24,6 +24,9 @@ class CpuSequence final : public SequenceState {
   // Takes them; the caller has checked that the pool has them.
   void Grow(int64_t n);
   void Advance(int64_t n) { n_tokens_ += n; }
+  // Takes the pages of `n` tokens and gives them and all states random content of about the size
+  // that real ones have.
+  void FillRandom(int64_t n, uint64_t seed);
 
   // Pages of an attention layer, counted among attention layers. Valid until the next call.
   KvPages Pages(int attention_layer);
