@@ -1,0 +1,178 @@
+#include "services/gpu-worker/benchmark/runner.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "common/base/status_macros.h"
+#include "common/synthetic/random.h"
+
+namespace hearth::worker {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr int64_t kWarmUpTokens = 8;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// One repetition: sequences that are read or decoded together.
+class Repetition {
+ public:
+  Repetition(Engine& engine, CountingExperts& experts, const Traffic& traffic,
+             const BenchmarkTest& test, const RunOptions& options, uint64_t number)
+      : engine_(engine),
+        experts_(experts),
+        traffic_(traffic),
+        test_(test),
+        options_(options),
+        ids_(StreamOf(options.seed, "tokens") + (number << 32)) {}
+
+  absl::Status Prepare() {
+    for (int i = 0; i < test_.batch; ++i) {
+      states_.push_back(engine_.NewSequence());
+      if (test_.context == 0) continue;
+      HEARTH_RETURN_IF_ERROR(engine_.FillContext(states_.back().get(), test_.context,
+                                                 options_.seed + static_cast<uint64_t>(i)));
+    }
+    experts_.Take();
+    return absl::OkStatus();
+  }
+
+  absl::Status Run(BenchmarkResult& result) {
+    const auto start = Clock::now();
+    if (test_.kind == BenchmarkTest::Kind::kPrefill) {
+      HEARTH_RETURN_IF_ERROR(Prefill(start, result));
+    } else {
+      HEARTH_RETURN_IF_ERROR(Decode(result));
+    }
+    const double tokens = static_cast<double>(test_.tokens) * test_.batch;
+    result.tokens_per_second.push_back(tokens / SecondsSince(start));
+    result.bytes_per_token += bytes_ / tokens;
+    result.experts_per_step += static_cast<double>(n_experts_) / static_cast<double>(n_steps_);
+    return absl::OkStatus();
+  }
+
+ private:
+  std::vector<int32_t> RandomIds(int64_t n) {
+    std::vector<int32_t> ids;
+    const auto vocabulary = static_cast<uint64_t>(engine_.config().vocab_size);
+    for (int64_t i = 0; i < n; ++i) {
+      ids.push_back(static_cast<int32_t>(RandomWord(ids_, next_id_++) % vocabulary));
+    }
+    return ids;
+  }
+
+  absl::Status Step(const std::vector<StepItem>& items) {
+    StepTraffic step;
+    step.has_logits = false;
+    for (const StepItem& item : items) {
+      ++step.sequences;
+      step.rows += static_cast<int64_t>(item.tokens.size());
+      step.kv_positions += item.state->n_tokens() + static_cast<int64_t>(item.tokens.size());
+      step.has_logits |= item.logits != LogitsWanted::kNone;
+    }
+    HEARTH_RETURN_IF_ERROR(engine_.Step(items, &logits_));
+    step.experts = experts_.Take();
+    n_experts_ += step.experts;
+    ++n_steps_;
+    bytes_ += StepBytes(traffic_, step);
+    return absl::OkStatus();
+  }
+
+  // Each step gives the prompts that are not read yet an equal share of its rows.
+  absl::Status Prefill(Clock::time_point start, BenchmarkResult& result) {
+    std::vector<std::vector<int32_t>> prompts;
+    for (int i = 0; i < test_.batch; ++i) prompts.push_back(RandomIds(test_.tokens));
+    std::vector<size_t> read(prompts.size(), 0);
+    while (true) {
+      const auto left = std::ranges::count_if(
+          read, [this](size_t n) { return static_cast<int64_t>(n) < test_.tokens; });
+      if (left == 0) return absl::OkStatus();
+      const auto share = static_cast<size_t>(
+          std::max<int64_t>(1, options_.max_batch_tokens / static_cast<int64_t>(left)));
+      std::vector<StepItem> items;
+      std::vector<size_t> finished;
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        const size_t n = std::min(share, prompts[i].size() - read[i]);
+        if (n == 0 || items.size() == static_cast<size_t>(options_.max_batch_tokens)) continue;
+        const bool is_end = read[i] + n == prompts[i].size();
+        items.push_back({states_[i].get(), std::span(prompts[i]).subspan(read[i], n),
+                         is_end ? LogitsWanted::kLast : LogitsWanted::kNone});
+        read[i] += n;
+        if (is_end) finished.push_back(i);
+      }
+      HEARTH_RETURN_IF_ERROR(Step(items));
+      for (size_t i = 0; i < finished.size(); ++i) {
+        result.first_token_seconds.push_back(SecondsSince(start));
+      }
+    }
+  }
+
+  absl::Status Decode(BenchmarkResult& result) {
+    for (int64_t token = 0; token < test_.tokens; ++token) {
+      const auto begin = Clock::now();
+      const std::vector<int32_t> ids = RandomIds(test_.batch);
+      std::vector<StepItem> items;
+      for (size_t i = 0; i < states_.size(); ++i) {
+        items.push_back({states_[i].get(), std::span(ids).subspan(i, 1), LogitsWanted::kLast});
+      }
+      HEARTH_RETURN_IF_ERROR(Step(items));
+      result.between_token_seconds.push_back(SecondsSince(begin));
+    }
+    return absl::OkStatus();
+  }
+
+  Engine& engine_;
+  CountingExperts& experts_;
+  const Traffic& traffic_;
+  const BenchmarkTest& test_;
+  const RunOptions& options_;
+  const uint64_t ids_;
+  uint64_t next_id_ = 0;
+  std::vector<std::unique_ptr<SequenceState>> states_;
+  StepLogits logits_;
+  double bytes_ = 0;
+  uint64_t n_experts_ = 0;
+  int64_t n_steps_ = 0;
+};
+
+int LayersWithExperts(const ModelConfig& config) {
+  return static_cast<int>(std::ranges::count(config.layers, true, &LayerConfig::has_experts));
+}
+
+}  // namespace
+
+absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& experts,
+                                             const Traffic& traffic, const BenchmarkTest& test,
+                                             const RunOptions& options) {
+  BenchmarkTest warm_up = test;
+  if (test.kind == BenchmarkTest::Kind::kDecode) {
+    warm_up.tokens = std::min(test.tokens, kWarmUpTokens);
+  }
+  BenchmarkResult ignored, result;
+  result.test = test;
+  for (int i = 0; i <= options.repetitions; ++i) {  // the first is to warm up
+    Repetition repetition(engine, experts, traffic, i == 0 ? warm_up : test, options,
+                          static_cast<uint64_t>(i));
+    HEARTH_RETURN_IF_ERROR(repetition.Prepare());
+    HEARTH_RETURN_IF_ERROR(repetition.Run(i == 0 ? ignored : result));
+  }
+  const int layers = std::max(1, LayersWithExperts(engine.config()));
+  result.bytes_per_token /= options.repetitions;
+  result.experts_per_step /= options.repetitions * static_cast<double>(layers);
+  return result;
+}
+
+int64_t KvTokensNeeded(const std::vector<BenchmarkTest>& tests, int page_tokens) {
+  int64_t most = page_tokens;
+  for (const BenchmarkTest& test : tests) {
+    const int64_t pages = (test.context + test.tokens + page_tokens - 1) / page_tokens;
+    most = std::max(most, pages * page_tokens * test.batch);
+  }
+  return most;
+}
+
+}  // namespace hearth::worker

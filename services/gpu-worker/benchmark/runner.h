@@ -1,0 +1,56 @@
+// Drives an engine as the worker's scheduler would and keeps the times. Used by `hearth benchmark`.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "services/gpu-worker/benchmark/test_list.h"
+#include "services/gpu-worker/benchmark/traffic.h"
+#include "services/gpu-worker/engine/engine.h"
+
+namespace hearth::worker {
+
+// Counts how often experts are asked for: once for each that a layer of a step uses. Thread-safe.
+class CountingExperts final : public ExpertSource {
+ public:
+  explicit CountingExperts(ExpertSource* from) : from_(*from) {}
+  absl::StatusOr<ExpertRef> Get(int layer, int expert) override {
+    count_.fetch_add(1, std::memory_order_relaxed);
+    return from_.Get(layer, expert);
+  }
+  uint64_t Take() { return count_.exchange(0, std::memory_order_relaxed); }
+
+ private:
+  ExpertSource& from_;
+  std::atomic<uint64_t> count_{0};
+};
+
+struct RunOptions {
+  int repetitions = 5;
+  int max_batch_tokens = 512;  // as the engine's
+  uint64_t seed = 1;           // of token ids and filled contexts
+};
+
+struct BenchmarkResult {
+  BenchmarkTest test;
+  std::vector<double> tokens_per_second;      // of each repetition
+  std::vector<double> first_token_seconds;    // prefill: of each sequence of each repetition
+  std::vector<double> between_token_seconds;  // decode: of each step of each repetition
+  double bytes_per_token = 0;                 // that had to be touched, on average
+  double experts_per_step = 0;                // different ones a layer, on average
+};
+
+// Runs a test once to warm up (a decode test at most 8 tokens) and then `repetitions` times. Token
+// ids are random. Contexts are filled, not computed (Engine::FillContext). Prompts share a step's
+// rows equally, as where nobody decodes. Choosing a token from the logits is not part of it.
+absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& experts,
+                                             const Traffic& traffic, const BenchmarkTest& test,
+                                             const RunOptions& options);
+
+// KV tokens that the largest of the tests needs, in whole pages.
+int64_t KvTokensNeeded(const std::vector<BenchmarkTest>& tests, int page_tokens);
+
+}  // namespace hearth::worker

@@ -1,0 +1,80 @@
+#include "services/gpu-worker/benchmark/traffic.h"
+
+#include <string>
+
+#include "common/base/status_macros.h"
+#include "common/checkpoint/model_tensors.h"
+#include "common/experts/packing.h"
+#include "common/tensor/linear.h"
+
+namespace hearth::worker {
+namespace {
+
+double BytesIn(const LinearRef& linear) {
+  const LinearBytes bytes = BytesOf(linear);
+  return static_cast<double>(bytes.data) +
+         (linear.kind == WeightKind::kBlock4 ? static_cast<double>(bytes.absmax) : 0);
+}
+
+absl::StatusOr<double> ExpertBytes(const Checkpoint& checkpoint, const std::string& experts) {
+  ExpertRef shapes;
+  HEARTH_ASSIGN_OR_RETURN(shapes.gate, checkpoint.LinearShape(experts + ".0.gate_proj"));
+  HEARTH_ASSIGN_OR_RETURN(shapes.up, checkpoint.LinearShape(experts + ".0.up_proj"));
+  HEARTH_ASSIGN_OR_RETURN(shapes.down, checkpoint.LinearShape(experts + ".0.down_proj"));
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, PackedExpertBytes(shapes));
+  return static_cast<double>(bytes);
+}
+
+}  // namespace
+
+absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint) {
+  const ModelConfig& c = checkpoint.config();
+  const ModelTensors tensors = ListModelTensors(c);
+  Traffic traffic;
+  for (const LinearSpec& spec : tensors.linears) {
+    if (spec.module == "lm_head" || spec.module == "model.embed_tokens") continue;
+    HEARTH_ASSIGN_OR_RETURN(const LinearRef shape, checkpoint.LinearShape(spec.module));
+    traffic.dense_bytes += BytesIn(shape);
+  }
+  for (const VectorSpec& spec : tensors.vectors) {  // kept as float32
+    double n = sizeof(float);
+    for (const uint64_t dim : spec.shape) n *= static_cast<double>(dim);
+    traffic.dense_bytes += n;
+  }
+  HEARTH_ASSIGN_OR_RETURN(const LinearRef head, checkpoint.LinearShape("lm_head"));
+  HEARTH_ASSIGN_OR_RETURN(const LinearRef embedding, checkpoint.LinearShape("model.embed_tokens"));
+  traffic.head_bytes = BytesIn(head);
+  traffic.embedding_row_bytes = BytesIn(embedding) / static_cast<double>(embedding.out);
+  if (!tensors.experts.empty()) {
+    HEARTH_ASSIGN_OR_RETURN(traffic.expert_bytes, ExpertBytes(checkpoint, tensors.experts[0]));
+  }
+  const double recurrent =
+      static_cast<double>(c.linear_value_heads) * c.linear_key_head_dim * c.linear_value_head_dim;
+  const double history = static_cast<double>(c.conv_width - 1) * c.conv_channels();
+  for (const LayerConfig& layer : c.layers) {
+    if (layer.mixer == MixerKind::kDeltaNet) {
+      traffic.state_bytes += 2 * sizeof(float) * (recurrent + history);
+    } else {
+      traffic.kv_token_bytes += 2.0 * sizeof(float) * c.n_kv_heads * c.head_dim;
+    }
+  }
+  return traffic;
+}
+
+double StepBytes(const Traffic& traffic, const StepTraffic& step) {
+  return traffic.dense_bytes + (step.has_logits ? traffic.head_bytes : 0) +
+         traffic.embedding_row_bytes * static_cast<double>(step.rows) +
+         traffic.expert_bytes * static_cast<double>(step.experts) +
+         traffic.state_bytes * static_cast<double>(step.sequences) +
+         traffic.kv_token_bytes * static_cast<double>(step.kv_positions + step.rows);
+}
+
+absl::StatusOr<uint64_t> DenseMemory(const Checkpoint& checkpoint) {
+  HEARTH_ASSIGN_OR_RETURN(const Traffic traffic, ComputeTraffic(checkpoint));
+  const ModelConfig& config = checkpoint.config();
+  const double embedding = traffic.embedding_row_bytes * config.vocab_size;
+  return static_cast<uint64_t>(traffic.dense_bytes + embedding +
+                               (config.tie_word_embeddings ? 0 : traffic.head_bytes));
+}
+
+}  // namespace hearth::worker
