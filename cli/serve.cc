@@ -14,6 +14,7 @@
 #include "cli/supervisor/supervisor.h"
 #include "common/base/status_macros.h"
 #include "common/experts/segment_file.h"
+#include "common/synthetic/model_spec.h"
 
 namespace hearth::cli {
 namespace {
@@ -60,7 +61,8 @@ std::filesystem::path OwnFolder() {
 void FillIn(ServeFlags& flags) {
   ClusterOptions& cluster = flags.cluster;
   std::error_code ignored;
-  cluster.model = std::filesystem::absolute(flags.model, ignored);
+  cluster.model = IsSyntheticName(flags.model) ? std::filesystem::path(flags.model)
+                                               : std::filesystem::absolute(flags.model, ignored);
   cluster.run_dir = flags.run_dir.empty()
                         ? DefaultRunDir()
                         : std::filesystem::absolute(flags.run_dir, ignored).lexically_normal();
@@ -86,7 +88,9 @@ void FillIn(ServeFlags& flags) {
 // What can be refused before anything starts.
 absl::StatusOr<UniqueFd> Prepare(const ClusterOptions& cluster) {
   std::error_code error;
-  if (!std::filesystem::is_directory(cluster.model, error)) {
+  if (IsSyntheticName(cluster.model.string())) {
+    HEARTH_RETURN_IF_ERROR(ParseSyntheticName(cluster.model.string()).status());
+  } else if (!std::filesystem::is_directory(cluster.model, error)) {
     return absl::NotFoundError(
         absl::StrCat(cluster.model.string(),
                      ": no such folder; --model names a folder with config.json, "
@@ -115,7 +119,10 @@ void AddServe(CLI::App& app, int* exit_code) {
   flags->passed.resize(PassedFlags().size());
   ClusterOptions& cluster = flags->cluster;
   CLI::App* command = app.add_subcommand("serve", "Serves a model until Ctrl-C");
-  command->add_option("--model", flags->model, "Checkpoint folder")->required();
+  command
+      ->add_option("--model", flags->model,
+                   "Checkpoint folder, or synthetic:SHAPE[,layers=N][,seed=S]")
+      ->required();
   command->add_option("--host", cluster.host, "Address to listen on (127.0.0.1)");
   command->add_option("--port", cluster.port, "Port to listen on (8080; 0: any)")
       ->check(CLI::Range(0, 65535));

@@ -61,6 +61,8 @@ json::object ByteTokenizerJson(int vocab_size) {
           {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", json::array()}}}};
 }
 
+std::string_view ByteChatTemplate() { return kTemplate; }
+
 json::object ByteTokenizerConfig() {
   return {{"tokenizer_class", "Qwen2Tokenizer"},
           {"bos_token", nullptr},

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "common/base/json.h"
 
@@ -13,6 +14,7 @@ inline constexpr int32_t kByteStartOfTurn = 257;
 inline constexpr int32_t kByteEndOfTurn = 258;
 
 json::object ByteTokenizerJson(int vocab_size);
-json::object ByteTokenizerConfig();  // tokenizer_config.json, with a chat template
+std::string_view ByteChatTemplate();
+json::object ByteTokenizerConfig();  // tokenizer_config.json, with the chat template
 
 }  // namespace hearth

@@ -13,10 +13,10 @@
 #include "common/base/logging.h"
 #include "common/base/signals.h"
 #include "common/base/status_macros.h"
-#include "common/checkpoint/checkpoint.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/health.h"
 #include "common/rpc/server.h"
+#include "common/synthetic/synthetic_checkpoint.h"
 #include "services/expert-store/options.h"
 #include "services/expert-store/rpc/store_metrics.h"
 #include "services/expert-store/rpc/store_service.h"
@@ -93,7 +93,7 @@ absl::Status Serve(const CommandLine& line, EndOfRun& end) {
   HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(line.run_dir));
   HEARTH_ASSIGN_OR_RETURN(const UniqueFd segment_lock, LockFile(line.segment.string() + ".lock"));
   ExpertStore store(
-      ToStoreOptions(line), [&line] { return Checkpoint::Open(line.model); },
+      ToStoreOptions(line), [&line] { return OpenModel(line.model, line.n_threads); },
       [&end](const absl::Status& loaded) {
         if (!loaded.ok()) end.Set(loaded);
       });

@@ -8,10 +8,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/json.h"
 #include "common/base/logging.h"
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
 #include "common/experts/memory_room.h"
+#include "common/synthetic/byte_tokenizer.h"
+#include "common/synthetic/model_spec.h"
+#include "common/synthetic/synthetic_checkpoint.h"
 
 namespace hearth::worker {
 namespace {
@@ -21,6 +25,7 @@ namespace fs = std::filesystem;
 constexpr auto kWarmUpTime = std::chrono::seconds(120);  // of one token, on the slowest machine
 
 absl::Status CheckFolder(const fs::path& model) {
+  if (IsSyntheticName(model.string())) return absl::OkStatus();  // no folder
   std::error_code ignored;
   const char* problem = nullptr;
   if (!fs::exists(model, ignored)) {
@@ -55,7 +60,13 @@ absl::Status CheckKvRoom(const CommandLine& line, const ModelConfig& config) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const fs::path& model, int vocab_size) {
+  if (!IsSyntheticName(model.string())) return Tokenizer::Load(model / "tokenizer.json");
+  return Tokenizer::Parse(SerializeJson(ByteTokenizerJson(vocab_size)));
+}
+
 absl::StatusOr<std::unique_ptr<ChatTemplate>> LoadTemplate(const fs::path& folder) {
+  if (IsSyntheticName(folder.string())) return ChatTemplate::Parse(ByteChatTemplate());
   auto chat_template = ChatTemplate::Load(folder);
   if (chat_template.ok() || !absl::IsNotFound(chat_template.status())) return chat_template;
   LogWarning("the checkpoint has no chat template: chat requests will be refused");
@@ -143,7 +154,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
   auto model = std::make_unique<LoadedModel>();
   state.Set(v1::WORKER_STATE_STARTING, "opening the checkpoint", 0);
   HEARTH_RETURN_IF_ERROR(CheckFolder(line.model));
-  HEARTH_ASSIGN_OR_RETURN(model->checkpoint, Checkpoint::Open(line.model));
+  HEARTH_ASSIGN_OR_RETURN(model->checkpoint, OpenModel(line.model, line.n_threads));
   const ModelConfig& config = model->checkpoint->config();
   HEARTH_ASSIGN_OR_RETURN(const int64_t context, ContextTokens(line, config));
   HEARTH_RETURN_IF_ERROR(CheckKvRoom(line, config));
@@ -151,7 +162,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
     LogWarning("a tensor that nothing reads", {{"name", name}});
   }
   state.Set(v1::WORKER_STATE_STARTING, "reading the tokenizer", 0.05);
-  HEARTH_ASSIGN_OR_RETURN(model->tokenizer, Tokenizer::Load(line.model / "tokenizer.json"));
+  HEARTH_ASSIGN_OR_RETURN(model->tokenizer, LoadTokenizer(line.model, config.vocab_size));
   HEARTH_ASSIGN_OR_RETURN(model->chat_template, LoadTemplate(line.model));
   if (model->tokenizer->vocab_size() > config.vocab_size) {
     return absl::InvalidArgumentError(

@@ -61,7 +61,9 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   line.run_dir = DefaultRunDir();
   line.n_threads = UsableCores();
   CLI::App app("Runs the model: text in, text out, over gRPC.", "hearth-gpu-worker");
-  app.add_option("--model", line.model, "Folder of the checkpoint")->required();
+  app.add_option("--model", line.model,
+                 "Folder of the checkpoint, or synthetic:SHAPE[,layers=N][,seed=S]")
+      ->required();
   app.add_option("--run-dir", line.run_dir, "Private folder for sockets and locks")
       ->capture_default_str();
   app.add_option("--store", line.store,
