@@ -147,7 +147,8 @@ void Console::Progress(double fraction, const std::string& text) {
       if (key == last_progress_) return;
       last_progress_ = key;
     }
-    return Event(LogLevel::kInfo, "starting", {{"percent", static_cast<int>(fraction * 100)}, {"state", text}});
+    return Event(LogLevel::kInfo, "starting",
+                 {{"percent", static_cast<int>(fraction * 100)}, {"state", text}});
   }
   const int done = static_cast<int>(fraction * kBarWidth);
   std::string bar = absl::StrFormat("\r\033[K[%s%s] %3.0f %% %s", std::string(done, '#'),

@@ -65,7 +65,8 @@ TEST(Console, LogsProgressOncePerStep) {
   Console console(Console::Style::kJson);
   EXPECT_THAT(Captured([&] { console.Progress(0.51, "loading"); }), testing::HasSubstr("loading"));
   EXPECT_THAT(Captured([&] { console.Progress(0.52, "loading"); }), IsEmpty());
-  EXPECT_THAT(Captured([&] { console.Progress(0.61, "loading"); }), testing::HasSubstr("\"percent\":61"));
+  EXPECT_THAT(Captured([&] { console.Progress(0.61, "loading"); }),
+              testing::HasSubstr("\"percent\":61"));
 }
 
 TEST(Console, ALogLineDoesNotMixWithTheProgressBar) {
