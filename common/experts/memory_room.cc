@@ -1,6 +1,8 @@
 #include "common/experts/memory_room.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 
 #include <algorithm>
@@ -112,6 +114,12 @@ std::optional<MemoryRoom> FileSystemRoom(const fs::path& folder) {
   struct statvfs info {};
   if (::statvfs(folder.c_str(), &info) != 0) return std::nullopt;
   return MemoryRoom{info.f_bavail * info.f_frsize, absl::StrCat("free space on ", folder.string())};
+}
+
+bool IsInMemory(const fs::path& folder) {
+  struct statfs info {};
+  if (::statfs(folder.c_str(), &info) != 0) return false;
+  return info.f_type == TMPFS_MAGIC || info.f_type == HUGETLBFS_MAGIC || info.f_type == RAMFS_MAGIC;
 }
 
 absl::Status CheckRoom(uint64_t need, const fs::path& folder) {

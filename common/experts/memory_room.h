@@ -30,6 +30,9 @@ std::optional<MemoryRoom> MachineRoom(const std::filesystem::path& meminfo = "/p
 // Free space of the file system that holds `folder`.
 std::optional<MemoryRoom> FileSystemRoom(const std::filesystem::path& folder);
 
+// Whether files of `folder` are memory (tmpfs, hugetlbfs) and not a disk's.
+bool IsInMemory(const std::filesystem::path& folder);
+
 // ResourceExhausted with need, have, limit and what to change, if `need` bytes in `folder` (empty:
 // a memfd) don't fit.
 absl::Status CheckRoom(uint64_t need, const std::filesystem::path& folder);

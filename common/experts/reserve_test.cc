@@ -147,5 +147,11 @@ TEST(Reserve, FullTmpfsIsAnErrorNotASignal) {
   EXPECT_EQ(status, 0);
 }
 
+TEST(IsInMemory, IsTrueForATmpfsAlone) {
+  EXPECT_TRUE(IsInMemory("/dev/shm"));
+  EXPECT_FALSE(IsInMemory("/proc"));
+  EXPECT_FALSE(IsInMemory("/dev/shm/no such folder"));
+}
+
 }  // namespace
 }  // namespace hearth

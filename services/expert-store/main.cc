@@ -13,6 +13,7 @@
 #include "common/base/logging.h"
 #include "common/base/signals.h"
 #include "common/base/status_macros.h"
+#include "common/experts/memory_room.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/health.h"
 #include "common/rpc/server.h"
@@ -92,6 +93,10 @@ void SaveProfile(ExpertStore& store) {
 absl::Status Serve(const CommandLine& line, EndOfRun& end) {
   HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(line.run_dir));
   HEARTH_ASSIGN_OR_RETURN(const UniqueFd segment_lock, LockFile(line.segment.string() + ".lock"));
+  if (!IsInMemory(line.segment.parent_path())) {
+    LogWarning("the segment is on a disk: put --segment on a tmpfs",
+               {{"segment", line.segment.string()}});
+  }
   ExpertStore store(
       ToStoreOptions(line), [&line] { return OpenModel(line.model, line.n_threads); },
       [&end](const absl::Status& loaded) {
