@@ -40,6 +40,7 @@ double RunThreads(int n_threads, std::chrono::nanoseconds time,
         static_cast<double>(units) / std::chrono::duration<double>(now - begin).count();
   };
   std::vector<std::jthread> threads;
+  threads.reserve(static_cast<size_t>(n_threads));
   for (int i = 1; i < n_threads; ++i) threads.emplace_back(body, i);
   body(0);
   threads.clear();
@@ -51,6 +52,7 @@ double RunThreads(int n_threads, std::chrono::nanoseconds time,
 Spread Repeat(int n_threads, const SpeedOptions& options,
               const std::function<uint64_t(int thread)>& work) {
   std::vector<double> rates;
+  rates.reserve(static_cast<size_t>(options.repetitions));
   RunThreads(n_threads, options.time / 4, work);  // warm-up: clock rates, page tables
   for (int i = 0; i < options.repetitions; ++i) {
     rates.push_back(RunThreads(n_threads, options.time, work));

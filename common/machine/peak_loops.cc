@@ -21,7 +21,7 @@ void Keep(const T& value) {
 __attribute__((target("avx512f"))) uint64_t ReadAvx512(const std::byte* at, const std::byte* end) {
   __m512i sums[4] = {};
   for (; at < end; at += 512) {
-    for (int i = 0; i < 8; ++i) {
+    for (ptrdiff_t i = 0; i < 8; ++i) {
       sums[i % 4] = _mm512_add_epi64(sums[i % 4], _mm512_loadu_si512(at + 64 * i));
     }
   }
@@ -35,7 +35,7 @@ __attribute__((target("avx512f"))) uint64_t ReadAvx512(const std::byte* at, cons
 __attribute__((target("avx2"))) uint64_t ReadAvx2(const std::byte* at, const std::byte* end) {
   __m256i sums[4] = {};
   for (; at < end; at += 256) {
-    for (int i = 0; i < 8; ++i) {
+    for (ptrdiff_t i = 0; i < 8; ++i) {
       const auto* from = reinterpret_cast<const __m256i*>(at + 32 * i);
       sums[i % 4] = _mm256_add_epi64(sums[i % 4], _mm256_loadu_si256(from));
     }

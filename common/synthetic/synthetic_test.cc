@@ -3,6 +3,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstring>
+#include <set>
 
 #include "common/base/file.h"
 #include "common/checkpoint/checkpoint.h"
@@ -87,6 +88,12 @@ TEST(SyntheticRandom, AnyPartIsTheSameAsThatPartOfTheWhole) {
   FillNormalBf16(StreamOf(1, "b"), 0, 0, 1, values);
   FillNormalBf16(StreamOf(1, "b"), 500, 0, 1, some);
   EXPECT_EQ(std::memcmp(values.data() + 500, some.data(), 20), 0);
+}
+
+TEST(SyntheticRandom, WordsOfAStreamDiffer) {
+  std::set<uint64_t> words;
+  for (uint64_t i = 0; i < 10'000; ++i) words.insert(RandomWord(StreamOf(1, "a"), i));
+  EXPECT_EQ(words.size(), 10'000U);
 }
 
 TEST(SyntheticRandom, ValuesHaveTheMomentsThatWereAskedFor) {
