@@ -82,11 +82,13 @@ function(hearth_proto)
   add_library(hearth_${ARG_NAME}_messages STATIC ${messages})
   target_include_directories(hearth_${ARG_NAME}_messages SYSTEM PUBLIC ${out})
   target_link_libraries(hearth_${ARG_NAME}_messages PRIVATE hearth_options_generated PUBLIC protobuf::libprotobuf)
+  set_target_properties(hearth_${ARG_NAME}_messages PROPERTIES CXX_CLANG_TIDY "")  # not our code
   add_library(hearth::${ARG_NAME}_messages ALIAS hearth_${ARG_NAME}_messages)
   if(HEARTH_SERVICES)
     add_library(hearth_${ARG_NAME} STATIC ${stubs})
     target_link_libraries(hearth_${ARG_NAME} PRIVATE hearth_options_generated
                           PUBLIC hearth_${ARG_NAME}_messages gRPC::grpc++)
+    set_target_properties(hearth_${ARG_NAME} PROPERTIES CXX_CLANG_TIDY "")
     add_library(hearth::${ARG_NAME} ALIAS hearth_${ARG_NAME})
   endif()
 endfunction()
