@@ -55,6 +55,21 @@ TEST(HangDetector, OneLateAnswerIsNoHang) {
   EXPECT_FALSE(detector.OnProbe(false, start + seconds(102)));
 }
 
+TEST(HangDetector, AsksMoreOftenUntilTheFirstGoodAnswer) {
+  HangDetector detector({});
+  const Clock::time_point start;
+  for (int i = 0; i < 2; ++i) {
+    detector.OnStart(start);
+    EXPECT_EQ(detector.Interval(), milliseconds(100));
+    detector.OnProbe(false, start);
+    EXPECT_EQ(detector.Interval(), milliseconds(100));
+    detector.OnProbe(true, start);
+    EXPECT_EQ(detector.Interval(), seconds(1));
+    detector.OnProbe(false, start);
+    EXPECT_EQ(detector.Interval(), seconds(1));
+  }
+}
+
 TEST(HangDetector, AStartMayTakeAMinute) {
   HangDetector detector({});
   const Clock::time_point start;

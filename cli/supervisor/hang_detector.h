@@ -13,7 +13,9 @@ struct HangLimits {
   int min_failures = 3;                      // ... over at least so many probes
   std::chrono::milliseconds start{60000};    // until the first good answer after a start
   std::chrono::milliseconds interval{1000};  // between the beginnings of two probes
-  std::chrono::milliseconds timeout{1500};   // of one probe
+  // The same before the first good answer: what hangs right after its start shall have answered.
+  std::chrono::milliseconds start_interval{100};
+  std::chrono::milliseconds timeout{1500};  // of one probe
 };
 
 class HangDetector {
@@ -25,6 +27,10 @@ class HangDetector {
   void OnStart(Clock::time_point now);
   // Whether this result means that the child hangs.
   bool OnProbe(bool is_good, Clock::time_point now);
+  // The wait between the beginnings of this probe and the next.
+  std::chrono::milliseconds Interval() const {
+    return has_answered_ ? limits_.interval : limits_.start_interval;
+  }
   Clock::duration Silence(Clock::time_point now) const { return now - last_good_; }
 
  private:

@@ -56,8 +56,8 @@ void Watchdog::Run() {
     {
       const std::lock_guard lock(mutex_);
       incarnation = incarnation_;
+      turn = Clock::now() + detector_.Interval();
     }
-    turn = Clock::now() + limits_.interval;
     const absl::Status answer = probe_(limits_.timeout);
     Judge(incarnation, answer);
   }
