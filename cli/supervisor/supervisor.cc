@@ -15,6 +15,7 @@
 #include "common/base/check.h"
 #include "common/base/json.h"
 #include "common/rpc/health.h"
+#include "common/rpc/server.h"
 
 namespace hearth::cli {
 namespace {
@@ -35,6 +36,12 @@ UniqueFd BlockSignals() {
   }
   HEARTH_CHECK(::pthread_sigmask(SIG_BLOCK, &set, nullptr) == 0);
   return UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+}
+
+// Not while another cluster's store holds it: then it was never ours.
+void RemoveSegment(const std::filesystem::path& segment) {
+  const auto lock = LockFile(segment.string() + ".lock");
+  if (lock.ok()) ::unlink(segment.c_str());
 }
 
 }  // namespace
@@ -85,7 +92,7 @@ int Supervisor::Run() {
     if (is_stopping_) ContinueStop();
   }
   readiness_.reset();
-  if (!options_.keep_segment) ::unlink(options_.segment.c_str());
+  if (!options_.keep_segment) RemoveSegment(options_.segment);
   ForgetGatewayPort(options_.run_dir);
   if (exit_code_ != 0) {
     const std::string line = absl::StrCat("hearth serve: ", reason_, "\n");
