@@ -15,6 +15,10 @@
 namespace hearth::worker {
 namespace {
 
+// Clients read the state's message through /ready: reasons, which name paths, go to the log.
+constexpr char kNoExperts[] =
+    "the expert store has no experts that can be used; the log has the reason";
+
 using namespace std::chrono_literals;
 
 constexpr auto kCallTimeout = 5s;
@@ -128,6 +132,11 @@ void StoreClient::FollowLoading() {
   v1::LoadingProgress progress;
   while (stream->Read(&progress)) {
     const auto total = static_cast<double>(progress.bytes_total());
+    if (progress.state() == v1::LOADING_STATE_FAILED) {
+      state_->SetStoreProgress(0, kNoExperts);
+      LogWarning("the expert store failed to load", {{"reason", progress.message()}});
+      continue;
+    }
     const double fraction = total > 0 ? static_cast<double>(progress.bytes_done()) / total : 0;
     state_->SetStoreProgress(fraction, absl::StrCat("the expert store: ", progress.message()));
   }
@@ -161,7 +170,10 @@ void StoreClient::OnLost(const absl::Status& why) {
   state_->SetStoreConnected(false);
   if (instance_.empty()) {
     if (!experts_->has_segment() && !absl::IsUnavailable(why)) {
-      state_->SetStoreProgress(0, absl::StrCat("the expert store: ", why.message()));
+      state_->SetStoreProgress(0, kNoExperts);
+      if (std::exchange(trouble_, std::string(why.message())) != why.message()) {
+        LogWarning("the expert store's experts can't be used", {{"reason", trouble_}});
+      }
     }
     return;
   }

@@ -62,6 +62,7 @@ class StoreClient {
 
   // The thread's.
   std::string instance_;     // of the store that we are attached to; empty: none
+  std::string trouble_;      // the reason logged last for having no experts yet
   std::string mapped_file_;  // device and inode of the segment that is mapped
   std::chrono::steady_clock::time_point reported_at_;
 

@@ -53,6 +53,10 @@ class FakeStore final : public v1::ExpertStore::Service {
     progress.set_bytes_done(1);
     progress.set_bytes_total(4);
     progress.set_message("a quarter");
+    if (loading_fails) {
+      progress.set_state(v1::LOADING_STATE_FAILED);
+      progress.set_message("open /models/secret/config.json: No such file");
+    }
     writer->Write(progress);
     return grpc::Status::OK;
   }
@@ -73,6 +77,7 @@ class FakeStore final : public v1::ExpertStore::Service {
   }
 
   std::atomic<int> n_attaches{0}, n_uses{0};
+  std::atomic<bool> loading_fails{false};
 
  private:
   const std::string segment_;
@@ -236,6 +241,24 @@ TEST_F(StoreClientTest, SegmentOfAnotherModelIsRefusedByTheWorkerItself) {
   EXPECT_THAT(refusals()[0],
               IsStatus(absl::StatusCode::kFailedPrecondition, HasSubstr("deadbeef")));
   EXPECT_FALSE(experts_.has_segment());
+}
+
+TEST_F(StoreClientTest, TheMessageThatClientsReadNamesNoPathWhenExpertsCantBeUsed) {
+  const auto says_no_experts = [&] {
+    return state_.Status().message().find("has no experts that can be used") != std::string::npos;
+  };
+  const auto store = Store("first");
+  std::filesystem::remove(segment_);
+  StartClient();
+  ASSERT_TRUE(Eventually(says_no_experts)) << state_.Status().message();
+  EXPECT_EQ(state_.Status().message().find('/'), std::string::npos) << state_.Status().message();
+
+  store->Refuse(absl::UnavailableError("loading"));
+  ASSERT_TRUE(
+      Eventually([&] { return state_.Status().message() == "the expert store: a quarter"; }));
+  store->loading_fails = true;
+  ASSERT_TRUE(Eventually(says_no_experts)) << state_.Status().message();
+  EXPECT_EQ(state_.Status().message().find('/'), std::string::npos) << state_.Status().message();
 }
 
 TEST_F(StoreClientTest, EndsAtOnceWhileNothingAnswers) {
