@@ -15,6 +15,23 @@
 namespace hearth {
 namespace {
 
+// The first mistake that people make, told apart from a damaged checkpoint.
+absl::Status CheckFolder(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  const char* problem = nullptr;
+  if (!std::filesystem::exists(folder, ignored)) {
+    problem = "there is no such folder";
+  } else if (!std::filesystem::is_directory(folder, ignored)) {
+    problem = "is not a folder";
+  } else if (!std::filesystem::exists(folder / "config.json", ignored)) {
+    problem = "has no config.json";
+  }
+  if (problem == nullptr) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat(
+      folder.string(), ": ", problem,
+      "; give the folder of a checkpoint, with config.json, tokenizer.json and its .safetensors"));
+}
+
 absl::Status MissingError(const std::filesystem::path& folder, const Resolved& resolved) {
   constexpr size_t kMaxNamed = 8;
   const auto& names = resolved.missing;
@@ -37,6 +54,7 @@ class FileCheckpoint : public Checkpoint {
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::filesystem::path& folder) {
     auto checkpoint = std::make_unique<FileCheckpoint>();
     checkpoint->folder_ = folder;
+    HEARTH_RETURN_IF_ERROR(CheckFolder(folder));
     HEARTH_ASSIGN_OR_RETURN(checkpoint->config_, ReadModelConfig(folder));
     HEARTH_ASSIGN_OR_RETURN(checkpoint->files_, TensorFolder::Open(folder));
     HEARTH_RETURN_IF_ERROR(checkpoint->ResolveAll());

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -116,6 +117,18 @@ TEST_F(CheckpointTest, FusedExpertsAreTheSameSlices) {
       }
     }
   }
+}
+
+TEST_F(CheckpointTest, FoldersThatAreNoCheckpointAreRefusedWithWhatToGive) {
+  const auto refused = [](const std::filesystem::path& folder, const std::string& message) {
+    EXPECT_THAT(Checkpoint::Open(folder),
+                IsStatus(absl::StatusCode::kNotFound,
+                         HasSubstr(absl::StrCat(folder.string(), ": ", message))));
+  };
+  refused(folder_ / "none", "there is no such folder; give the folder of a checkpoint");
+  refused(folder_, "has no config.json; give the folder of a checkpoint");
+  std::ofstream(folder_ / "file") << "text";
+  refused(folder_ / "file", "is not a folder; give the folder of a checkpoint");
 }
 
 TEST_F(CheckpointTest, FusedSlicesInsideABlockAreRefused) {

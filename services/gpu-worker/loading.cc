@@ -24,23 +24,6 @@ namespace fs = std::filesystem;
 
 constexpr auto kWarmUpTime = std::chrono::seconds(120);  // of one token, on the slowest machine
 
-absl::Status CheckFolder(const fs::path& model) {
-  if (IsSyntheticName(model.string())) return absl::OkStatus();  // no folder
-  std::error_code ignored;
-  const char* problem = nullptr;
-  if (!fs::exists(model, ignored)) {
-    problem = "there is no such folder";
-  } else if (!fs::is_directory(model, ignored)) {
-    problem = "is not a folder";
-  } else if (!fs::exists(model / "config.json", ignored)) {
-    problem = "has no config.json";
-  }
-  if (problem == nullptr) return absl::OkStatus();
-  return absl::NotFoundError(absl::StrCat(
-      "--model ", model.string(), ": ", problem,
-      "; give the folder of a checkpoint, with config.json, tokenizer.json and its .safetensors"));
-}
-
 // The KV cache takes its memory page by page while it fills: without this, a worker that was
 // promised too much would be killed under load.
 absl::Status CheckKvRoom(const CommandLine& line, const ModelConfig& config) {
@@ -153,7 +136,6 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                                        ServingState& state) {
   auto model = std::make_unique<LoadedModel>();
   state.Set(v1::WORKER_STATE_STARTING, "opening the checkpoint", 0);
-  HEARTH_RETURN_IF_ERROR(CheckFolder(line.model));
   HEARTH_ASSIGN_OR_RETURN(model->checkpoint, OpenModel(line.model, line.n_threads));
   const ModelConfig& config = model->checkpoint->config();
   HEARTH_ASSIGN_OR_RETURN(const int64_t context, ContextTokens(line, config));

@@ -268,7 +268,7 @@ TEST_F(WorkerProcessTest, WrongModelsAndFlagsExitWithTwoAndOneClearLastLine) {
                 AllOf(::testing::StartsWith("hearth-gpu-worker: "), HasSubstr(message)));
   };
   refused({}, "--model");
-  refused({"--model", "/no/such"}, "--model /no/such: there is no such folder; give the folder of");
+  refused({"--model", "/no/such"}, "/no/such: there is no such folder; give the folder of");
   refused({"--model", run_.string()}, "has no config.json; give the folder of");
   refused({"--model", copy.string(), "--threads", "0"}, "--threads");
   refused({"--model", copy.string(), "--context", "40000"}, "positions end at 32768");
