@@ -67,7 +67,8 @@ void ForgetGatewayPort(const std::filesystem::path& run_dir) {
 }
 
 absl::StatusOr<UniqueFd> LockRunDir(const std::filesystem::path& run_dir) {
-  HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(run_dir));
+  HEARTH_RETURN_IF_ERROR(Annotate(MakePrivateDirectory(run_dir),
+                                  "this run directory can't be used, choose one with --run-dir"));
   const std::string path = (run_dir / "hearth.lock").string();
   const auto deadline = std::chrono::steady_clock::now() + kWaitForOrphans;
   while (true) {
@@ -79,7 +80,6 @@ absl::StatusOr<UniqueFd> LockRunDir(const std::filesystem::path& run_dir) {
 }
 
 absl::Status CheckPortIsFree(const std::string& host, int port) {
-  if (port == 0) return absl::OkStatus();
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE;
@@ -103,7 +103,9 @@ absl::Status CheckPortIsFree(const std::string& host, int port) {
         absl::StrCat("port ", port, " of ", host,
                      " is in use by another program; stop it or choose another with --port"));
   }
-  return ErrnoStatus(error_number, absl::StrCat("listen on ", host, ":", port));
+  return Annotate(ErrnoStatus(error_number, absl::StrCat("listen on ", host, ":", port)),
+                  "choose an address of this machine with --host and a port that you may use with "
+                  "--port");
 }
 
 }  // namespace hearth::cli

@@ -10,6 +10,7 @@
 #include <csignal>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "cli/supervisor/http_get.h"
 #include "cli/supervisor/run_dir.h"
 #include "common/base/check.h"
@@ -250,7 +251,9 @@ void Supervisor::StartDue(Service& service) {
 // The line that says what the user must do: the last one, its message where it is a log line.
 std::string Supervisor::LastWords(const Service& service) const {
   if (service.last_lines.empty()) return "(it said nothing)";
-  const std::string& line = service.last_lines.back();
+  // "hearth-gpu-worker: ...": who says it is known.
+  const std::string line(absl::StripPrefix(
+      service.last_lines.back(), absl::StrCat("hearth-", kServiceNames[service.index], ": ")));
   const auto value = ParseJson(line);
   if (value.ok() && value->is_object()) {
     const json::value* message = value->get_object().if_contains("message");

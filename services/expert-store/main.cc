@@ -12,6 +12,7 @@
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/signals.h"
+#include "common/base/status.h"
 #include "common/base/status_macros.h"
 #include "common/experts/memory_room.h"
 #include "common/metrics/metrics.h"
@@ -89,10 +90,18 @@ void SaveProfile(ExpertStore& store) {
   }
 }
 
+absl::StatusOr<UniqueFd> LockSegment(const std::filesystem::path& segment) {
+  auto lock = LockFile(segment.string() + ".lock");
+  if (lock.ok() || absl::IsAlreadyExists(lock.status())) return lock;
+  return Annotate(lock.status(),
+                  absl::StrCat("--segment ", segment.string(),
+                               " must be a file in a folder of this user on a tmpfs"));
+}
+
 // Runs until a signal (OK) or until loading failed.
 absl::Status Serve(const CommandLine& line, EndOfRun& end) {
   HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(line.run_dir));
-  HEARTH_ASSIGN_OR_RETURN(const UniqueFd segment_lock, LockFile(line.segment.string() + ".lock"));
+  HEARTH_ASSIGN_OR_RETURN(const UniqueFd segment_lock, LockSegment(line.segment));
   if (!IsInMemory(line.segment.parent_path())) {
     LogWarning("the segment is on a disk: put --segment on a tmpfs",
                {{"segment", line.segment.string()}});

@@ -63,6 +63,10 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
                                                   {"error", LogLevel::kError}};
   app.add_option("--log-level", line.log_level, "debug, info, warning or error")
       ->transform(CLI::CheckedTransformer(levels));
+  // The reason is the last line, for those who show only that one.
+  app.failure_message([](const CLI::App* failed, const CLI::Error& error) {
+    return absl::StrCat(failed->get_name(), ": ", error.what(), " (--help lists all options)\n");
+  });
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

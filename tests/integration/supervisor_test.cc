@@ -150,8 +150,7 @@ TEST_F(SupervisorTest, ExitCodeTwoStopsEverythingAtOnceWithTheReason) {
   const int status = WaitForEnd();
   ASSERT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 2);
-  EXPECT_THAT(
-      log_, ::testing::EndsWith("hearth serve: gpu-worker: hearth-gpu-worker: a made-up reason\n"));
+  EXPECT_THAT(log_, ::testing::EndsWith("hearth serve: gpu-worker: a made-up reason\n"));
   EXPECT_EQ(log_.find("starting it again"), std::string::npos) << log_;
 }
 
@@ -161,7 +160,7 @@ TEST_F(SupervisorTest, GivesUpOnACrashLoopAndSaysWhy) {
   const int status = WaitForEnd();
   ASSERT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 1);
-  EXPECT_THAT(log_, HasSubstr("giving up. Its last words: hearth-expert-store: a made-up reason"));
+  EXPECT_THAT(log_, HasSubstr("giving up. Its last words: a made-up reason"));
 }
 
 TEST_F(SupervisorTest, ASecondInstanceIsRefusedAndTheFirstGoesOn) {

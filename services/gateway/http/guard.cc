@@ -40,7 +40,9 @@ absl::StatusOr<Guard> Guard::Create(std::vector<std::string> allowed_hosts,
   guard.allowed_hosts_ = std::move(allowed_hosts);
   guard.allowed_origins_ = std::move(allowed_origins);
   if (api_key_file.empty()) return guard;
-  HEARTH_ASSIGN_OR_RETURN(const std::string text, ReadFile(api_key_file, kMaxKeyFileBytes));
+  const auto read = ReadFile(api_key_file, kMaxKeyFileBytes);
+  if (!read.ok()) return Annotate(read.status(), "--api-key-file");
+  const std::string& text = *read;
   for (const absl::string_view line : absl::StrSplit(text, '\n')) {
     const absl::string_view key = absl::StripAsciiWhitespace(line);
     if (!key.empty()) guard.key_digests_.push_back(Sha256(FromAbsl(key)));
