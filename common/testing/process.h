@@ -33,7 +33,7 @@ inline std::string Slurp(const std::filesystem::path& file) {
 
 class Process {
  public:
-  // Standard error goes to `log`, which is emptied first.
+  // Standard output and error go to `log`, which is emptied first.
   Process(std::vector<std::string> arguments, const std::filesystem::path& log) {
     std::vector<char*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());
@@ -42,6 +42,7 @@ class Process {
     if (pid_ == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       const int fd = ::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+      ::dup2(fd, STDOUT_FILENO);
       ::dup2(fd, STDERR_FILENO);
       ::execvp(argv[0], argv.data());
       ::_exit(127);
