@@ -39,6 +39,7 @@ v1::GenerateEvent ToProto(const GenerationEvent& event, const Tokenizer* tokeniz
   v1::GenerateEvent out;
   if (const auto* started = std::get_if<StartedEvent>(&event)) {
     out.mutable_started()->set_prompt_tokens(started->prompt_tokens);
+    out.mutable_started()->set_opens_reasoning(started->opens_reasoning);
   } else if (const auto* delta = std::get_if<DeltaEvent>(&event)) {
     Fill(*delta, tokenizer, out.mutable_delta());
   } else if (const auto* finish = std::get_if<FinishEvent>(&event)) {

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
+#include "common/text/output_parser.h"
 #include "services/gpu-worker/rpc/chat_prompt.h"
 
 namespace hearth::worker {
@@ -119,11 +120,12 @@ absl::StatusOr<std::vector<int32_t>> Encode(const Tokenizer& tokenizer, const st
 }
 
 absl::StatusOr<std::vector<int32_t>> PromptIds(const v1::GenerateRequest& request,
-                                               const ServedModel& model) {
+                                               const ServedModel& model, bool* opens_reasoning) {
   switch (request.prompt_case()) {
     case v1::GenerateRequest::kChat: {
       HEARTH_ASSIGN_OR_RETURN(const std::string text,
                               RenderChat(model.chat_template, request.chat()));
+      *opens_reasoning = PromptOpensReasoning(text);
       return Encode(*model.tokenizer, text, "messages");
     }
     case v1::GenerateRequest::kText:
@@ -138,19 +140,22 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const v1::GenerateRequest& reques
   return absl::InvalidArgumentError("prompt: is missing, give chat, text or tokens");
 }
 
-absl::Status CheckPrompt(std::span<const int32_t> ids, int vocab_size, int64_t max_tokens) {
+// `field`: what the client wrote the prompt in.
+absl::Status CheckPrompt(std::span<const int32_t> ids, std::string_view field, int vocab_size,
+                         int64_t max_tokens) {
   if (ids.empty()) {
-    return absl::InvalidArgumentError("prompt: is empty, must have at least one token");
+    return absl::InvalidArgumentError(
+        absl::StrCat(ToAbsl(field), ": is empty, must have at least one token"));
   }
   for (const int32_t id : ids) {
     if (id < 0 || id >= vocab_size) {
-      return OutOfRange("prompt", id, absl::StrCat("token ids of 0 to ", vocab_size - 1));
+      return OutOfRange(field, id, absl::StrCat("token ids of 0 to ", vocab_size - 1));
     }
   }
   if (static_cast<int64_t>(ids.size()) < max_tokens) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("prompt: has ", ids.size(), " tokens, but prompt and answer together can have ",
-                   max_tokens, "; shorten it, or start the worker with a larger --context"));
+  return absl::OutOfRangeError(absl::StrCat(
+      ToAbsl(field), ": has ", ids.size(), " tokens, but prompt and answer together can have ",
+      max_tokens, "; shorten it, or start the worker with a larger --context"));
 }
 
 }  // namespace
@@ -194,8 +199,9 @@ absl::StatusOr<GenerationRequest> ToGenerationRequest(const v1::GenerateRequest&
     out.max_tokens = request.max_tokens();
   }
   out.return_token_ids = request.return_token_ids();
-  HEARTH_ASSIGN_OR_RETURN(out.prompt, PromptIds(request, model));
-  HEARTH_RETURN_IF_ERROR(CheckPrompt(out.prompt, config.vocab_size, longest));
+  HEARTH_ASSIGN_OR_RETURN(out.prompt, PromptIds(request, model, &out.opens_reasoning));
+  const std::string_view field = request.has_chat() ? "messages" : "prompt";
+  HEARTH_RETURN_IF_ERROR(CheckPrompt(out.prompt, field, config.vocab_size, longest));
   if (request.echo()) {
     HEARTH_ASSIGN_OR_RETURN(out.echo, model.tokenizer->Decode(out.prompt));
   }

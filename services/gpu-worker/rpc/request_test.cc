@@ -117,7 +117,7 @@ TEST_F(RequestTest, EveryNumberIsTakenAtItsBoundsAndRefusedBeyondThemByName) {
        [&](auto& r, double v) { r.set_request_id(std::string(static_cast<size_t>(v), 'x')); }},
       {"prompt",
        {1, kContext - 1},
-       {0, kContext},
+       {0},
        [&](auto& r, double v) { r.set_text(std::string(static_cast<size_t>(v), 'x')); }},
   };
   for (const Field& field : fields) {
@@ -182,8 +182,11 @@ TEST_F(RequestTest, PromptIsTheTemplatesTextTheTextOrTheTokens) {
 
 TEST_F(RequestTest, TooLongAPromptIsRefusedWithBothNumbers) {
   EXPECT_THAT(Read(Text(std::string(500, 'x'))),
-              IsStatus(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("has 500 tokens, but prompt and answer together can have 200")));
+              IsStatus(absl::StatusCode::kOutOfRange,
+                       StartsWith("prompt: has 500 tokens, but prompt and answer together can have "
+                                  "200")));
+  EXPECT_THAT(Read(Chat("user", std::string(500, 'x'))),
+              IsStatus(absl::StatusCode::kOutOfRange, StartsWith("messages: has ")));
 }
 
 TEST_F(RequestTest, BrokenChatsAreRefusedByField) {
@@ -209,6 +212,14 @@ TEST_F(RequestTest, BrokenChatsAreRefusedByField) {
   model_.chat_template = nullptr;
   EXPECT_THAT(Read(Chat("user", "hi")),
               IsStatus(absl::StatusCode::kFailedPrecondition, HasSubstr("no chat template")));
+}
+
+TEST_F(RequestTest, ChatsWhosePromptEndsInsideTheReasoningSaySo) {
+  EXPECT_FALSE(Read(Chat("user", "hi"))->opens_reasoning);
+  ASSERT_OK_AND_ASSIGN(template_, ChatTemplate::Parse("{{ messages[0].content }}<think>\n"));
+  model_.chat_template = template_.get();
+  EXPECT_TRUE(Read(Chat("user", "hi"))->opens_reasoning);
+  EXPECT_FALSE(Read(Text("a<think>\n"))->opens_reasoning) << "a text is continued as it is";
 }
 
 TEST_F(RequestTest, TemplateVariablesCannotReplaceTheMessages) {

@@ -25,6 +25,7 @@ struct GenerationRequest {
   Clock::time_point deadline = Clock::time_point::max();
   std::string echo;  // sent before the first token
   bool return_token_ids = false;
+  bool opens_reasoning = false;  // the prompt ends inside the reasoning: passed on to Started
   bool is_probe = false;  // the worker's own test of itself: passes the queue's limit, not counted
 };
 
@@ -32,6 +33,7 @@ enum class FinishReason { kStop, kLength };
 
 struct StartedEvent {
   int prompt_tokens = 0;
+  bool opens_reasoning = false;
 };
 
 struct DeltaEvent {

@@ -68,8 +68,8 @@ Scheduler::~Scheduler() { Stop(); }
 absl::Status Scheduler::Submit(GenerationRequest request, std::shared_ptr<OutputStream> output) {
   const auto n_prompt = static_cast<int64_t>(request.prompt.size());
   if (n_prompt + 1 > max_request_tokens_) {
-    observer_.OnRefused(absl::StatusCode::kInvalidArgument);
-    return absl::InvalidArgumentError(
+    observer_.OnRefused(absl::StatusCode::kOutOfRange);
+    return absl::OutOfRangeError(
         absl::StrCat("prompt: has ", n_prompt, " tokens, but prompt and answer together can have ",
                      max_request_tokens_,
                      "; shorten it, or start the worker with more --context or --kv-tokens"));

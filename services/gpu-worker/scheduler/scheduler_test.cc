@@ -128,7 +128,7 @@ TEST_F(SchedulerTest, PromptThatCanNeverFitIsRefusedWithTheNumbers) {
   EXPECT_EQ(scheduler_->max_request_tokens(), 200);
   Client client;
   EXPECT_THAT(scheduler_->Submit(Greedy(200, 3), client.stream),
-              IsStatus(absl::StatusCode::kInvalidArgument, HasSubstr("has 200 tokens")));
+              IsStatus(absl::StatusCode::kOutOfRange, HasSubstr("has 200 tokens")));
   EXPECT_OK(scheduler_->Submit(Greedy(199, 3), client.stream));
   EXPECT_EQ(client.Await().finish->completion_tokens, 1);
 }

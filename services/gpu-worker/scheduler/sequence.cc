@@ -24,7 +24,7 @@ Sequence::Sequence(GenerationRequest request, std::shared_ptr<OutputStream> outp
 
 void Sequence::Start() {
   if (std::exchange(started_, true)) return;
-  output_->Push(StartedEvent{n_prompt_});
+  output_->Push(StartedEvent{n_prompt_, request_.opens_reasoning});
   if (!request_.echo.empty()) output_->Push(DeltaEvent{std::move(request_.echo), {}, {}});
 }
 
