@@ -46,7 +46,7 @@ std::vector<BadRequest> BadRequests() {
       {.body = Chat("\"top_k\":-2,"), .message = "top_k"},
       {.body = Chat("\"n\":1000000,"), .message = "n: "},
       {.body = Chat("\"n\":-1,"), .message = "n: "},
-      {.body = Chat("\"seed\":-1,"), .message = "seed"},
+      {.body = Chat("\"seed\":9223372036854775808,"), .message = "seed"},
       {.body = Chat("\"logit_bias\":{\"-1\":1},"), .message = "logit_bias"},
       {.body = Chat("\"logit_bias\":{\"99999999\":1},"), .message = "logit_bias"},
       {.body = Chat("\"stop_token_ids\":[-1],"), .message = "stop_token_ids"},

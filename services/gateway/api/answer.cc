@@ -31,6 +31,10 @@ void Answer::Start(std::string* out) {
   }
 }
 
+void Answer::OnStarted(int index, const v1::Started& started) {
+  choices_[static_cast<size_t>(index)].opens_reasoning = started.opens_reasoning();
+}
+
 void Answer::OnDelta(int index, const v1::Delta& delta, std::string* out) {
   Choice& choice = choices_[static_cast<size_t>(index)];
   if (generation_.stream) {
@@ -40,13 +44,12 @@ void Answer::OnDelta(int index, const v1::Delta& delta, std::string* out) {
     choice.whole.mutable_token_ids()->MergeFrom(delta.token_ids());
     choice.whole.mutable_logprobs()->MergeFrom(delta.logprobs());
   }
-  choice.text_offset += delta.text().size();
+  choice.text_offset += CountCharacters(delta.text());
 }
 
 void Answer::OnFinish(int index, const v1::Finish& finish, std::string* out) {
   Choice& choice = choices_[static_cast<size_t>(index)];
   choice.finish = finish;
-  choice.is_finished = true;
   if (!generation_.stream) return;
   AppendChunk(index, DeltaChoice(index, v1::Delta(), &finish), &finish, out);
 }
@@ -106,11 +109,10 @@ void Answer::AppendChunk(int index, json::value body, const v1::Finish* finish,
   if (body.is_null()) return;
   json::object choice = {{"index", index}};
   for (auto& member : body.get_object()) choice.insert(member);
-  choice["finish_reason"] = nullptr;
-  if (finish != nullptr && !body.get_object().contains("finish_reason")) {
-    choice["finish_reason"] = View(FinishReasonName(finish->reason()));
-  } else if (finish != nullptr) {
-    choice["finish_reason"] = body.get_object()["finish_reason"];
+  if (!choice.contains("finish_reason")) {
+    choice["finish_reason"] = finish == nullptr
+                                  ? json::value(nullptr)
+                                  : json::value(View(FinishReasonName(finish->reason())));
   }
   json::array choices;
   choices.push_back(std::move(choice));

@@ -28,6 +28,8 @@ class Answer {
   virtual ~Answer() = default;
 
   void Start(std::string* out);
+  // Where the worker begins with a choice.
+  void OnStarted(int choice, const v1::Started& started);
   void OnDelta(int choice, const v1::Delta& delta, std::string* out);
   void OnFinish(int choice, const v1::Finish& finish, std::string* out);
   // After every choice has finished.
@@ -41,8 +43,8 @@ class Answer {
   struct Choice {
     v1::Delta whole;  // text, ids and logprobs joined; not kept when streaming
     v1::Finish finish;
-    bool is_finished = false;
-    size_t text_offset = 0;  // bytes streamed so far: completions' logprobs count them
+    bool opens_reasoning = false;  // the prompt ended inside the reasoning
+    size_t text_offset = 0;        // characters streamed so far: completions' logprobs count them
   };
 
   Answer(const Generation& generation, AnswerInfo info);
@@ -58,6 +60,7 @@ class Answer {
   virtual json::object WholeChoice(int choice) const = 0;
 
   const Generation& generation() const { return generation_; }
+  const AnswerInfo& info() const { return info_; }
   const Choice& choice(int index) const { return choices_[static_cast<size_t>(index)]; }
 
  private:
@@ -75,6 +78,9 @@ std::string_view FinishReasonName(v1::FinishReason reason);
 
 std::unique_ptr<Answer> MakeChatAnswer(const Generation& generation, AnswerInfo info);
 std::unique_ptr<Answer> MakeCompletionAnswer(const Generation& generation, AnswerInfo info);
+
+// UTF-8's characters, by their first bytes.
+size_t CountCharacters(std::string_view text);
 
 // Chat's {"content": [...]} and completions' {"tokens", "token_logprobs", ...} of some tokens.
 json::value ChatLogprobs(const v1::Delta& delta);

@@ -70,6 +70,7 @@ absl::StatusOr<Generation> ParseChat(const json::object& body) {
           "max_completion_tokens: differs from max_tokens, which means the same; send one");
     }
     request.set_max_tokens(static_cast<int32_t>(limit->get_int64()));
+    generation.limit_name = "max_completion_tokens";
   }
   HEARTH_RETURN_IF_ERROR(ReadChatLogprobs(body, &generation, &request));
   AddChoices(body, request, &generation);

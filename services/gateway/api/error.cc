@@ -24,11 +24,10 @@ int HttpStatus(absl::StatusCode code) {
       return 409;
     case absl::StatusCode::kResourceExhausted:
       return 429;
-    case absl::StatusCode::kCancelled:
-      return 499;  // for the log: nobody is there to read it
     case absl::StatusCode::kUnimplemented:
       return 501;
     case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kCancelled:  // not by the client, who is still there to read this
       return 503;
     case absl::StatusCode::kDeadlineExceeded:
       return 504;
@@ -56,6 +55,8 @@ std::string_view PublicMessage(int http_status) {
 
 std::string_view Code(absl::StatusCode code) {
   switch (code) {
+    case absl::StatusCode::kNotFound:
+      return "not_found";
     case absl::StatusCode::kOutOfRange:
       return "context_length_exceeded";
     case absl::StatusCode::kUnauthenticated:
@@ -63,6 +64,7 @@ std::string_view Code(absl::StatusCode code) {
     case absl::StatusCode::kResourceExhausted:
       return "rate_limit_exceeded";
     case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kCancelled:
       return "unavailable";
     case absl::StatusCode::kDeadlineExceeded:
       return "timeout";
@@ -91,6 +93,11 @@ ApiError ToApiError(const absl::Status& status) {
   }
   error.message = std::string(status.message());
   error.param = FieldOf(error.message);
+  if (error.http_status == 404 && error.param == "model") error.code = "model_not_found";
+  if (const auto unknown = status.GetPayload(kUnknownFieldPayload)) {
+    error.param = std::string(*unknown);
+    error.code = "unknown_parameter";
+  }
   return error;
 }
 

@@ -8,6 +8,7 @@ namespace {
 constexpr unsigned kGenerate = kChat | kCompletion;
 constexpr unsigned kMessages = kChat | kApplyTemplate;
 constexpr unsigned kEvery = kGenerate | kTokenize | kDetokenize | kApplyTemplate;
+constexpr int64_t kMinInt64 = std::numeric_limits<int64_t>::min();
 constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 
 constexpr FieldSpec Bool(std::string_view name, unsigned endpoints) {
@@ -75,7 +76,7 @@ constexpr FieldSpec kTable[] = {
     Number("frequency_penalty", -2, 2),
     Number("repetition_penalty", 0, 10, true),
     Sized("logit_bias", kGenerate, FieldKind::kObject, 0, 1024),
-    Integer("seed", kGenerate, 0, kMaxInt64),
+    Integer("seed", kGenerate, kMinInt64, kMaxInt64),
     // Helpers, in llama-server's shapes.
     Required(Sized("content", kTokenize, FieldKind::kString, 0, kMaxStringBytes)),
     Bool("add_special", kTokenize),

@@ -143,6 +143,14 @@ std::string Shown(std::string_view name) {
   return absl::StrCat(ToAbsl(name.substr(0, end)), "...");
 }
 
+absl::Status UnknownField(std::string_view name) {
+  const std::string shown = Shown(name);
+  absl::Status status = absl::InvalidArgumentError(
+      absl::StrCat("unknown field '", shown, "'; docs/api.md lists the fields of this endpoint"));
+  status.SetPayload(kUnknownFieldPayload, absl::Cord(shown));
+  return status;
+}
+
 }  // namespace
 
 bool IsField(std::string_view name) {
@@ -159,9 +167,7 @@ absl::Status CheckFields(const json::value& body, Endpoint endpoint) {
   for (const auto& member : *object) {
     const FieldSpec* spec = FindSpec(View(member.key()), endpoint);
     if (spec == nullptr) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("unknown field '", Shown(View(member.key())),
-                       "'; docs/api.md lists the fields of this endpoint"));
+      return UnknownField(View(member.key()));
     }
     if (member.value().is_null()) continue;  // the same as absent
     HEARTH_RETURN_IF_ERROR(CheckValue(*spec, member.value()));

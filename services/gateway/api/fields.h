@@ -57,8 +57,11 @@ std::span<const FieldSpec> FieldTable();
 // Whether any endpoint has a field of this name.
 bool IsField(std::string_view name);
 
+constexpr char kUnknownFieldPayload[] = "hearth/unknown-field";
+
 // Object, known fields only, every type and bound, required fields there. InvalidArgument
-// "field: what it is, what it must be".
+// "field: what it is, what it must be"; of an unknown field the name is in the payload
+// kUnknownFieldPayload.
 absl::Status CheckFields(const json::value& body, Endpoint endpoint);
 
 // A field's value; nullptr where it is absent or null. For objects that CheckFields has accepted.

@@ -1,4 +1,5 @@
 // Log-probabilities in the two shapes of OpenAI's APIs.
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -27,6 +28,11 @@ json::object ChatToken(const v1::TokenLogprob& token) {
 
 }  // namespace
 
+size_t CountCharacters(std::string_view text) {
+  return static_cast<size_t>(std::ranges::count_if(
+      text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+}
+
 json::value ChatLogprobs(const v1::Delta& delta) {
   json::array content;
   for (const v1::TokenLogprob& token : delta.logprobs()) {
@@ -48,7 +54,7 @@ json::value CompletionLogprobs(const v1::Delta& delta, size_t text_offset) {
     logprobs.emplace_back(Finite(token.logprob()));
     tops.push_back(std::move(top));
     offsets.emplace_back(text_offset);
-    text_offset += token.token().size();
+    text_offset += CountCharacters(token.token());
   }
   return json::object({{"tokens", std::move(tokens)},
                        {"token_logprobs", std::move(logprobs)},

@@ -21,9 +21,10 @@ struct Generation {
   bool include_usage = false;  // a last chunk with the usage, when streaming
   bool logprobs = false;
   bool return_token_ids = false;
-  bool parse_tool_calls = false;  // tools were offered
-  int n = 1;                      // choices a prompt
-  std::string model;              // as asked for; empty: any
+  bool parse_tool_calls = false;          // tools were offered
+  int n = 1;                              // choices a prompt
+  std::string limit_name = "max_tokens";  // under which the client sent it
+  std::string model;                      // as asked for; empty: any
   std::vector<v1::GenerateRequest> requests;
 };
 
