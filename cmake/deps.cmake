@@ -10,6 +10,7 @@ find_package(Protobuf REQUIRED)  # Debian's protobuf ships no config file
 if(HEARTH_SERVICES)
   find_package(gRPC CONFIG REQUIRED)
 endif()
+find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 find_package(prometheus-cpp CONFIG REQUIRED)
 
 if(BUILD_TESTING)

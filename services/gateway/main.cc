@@ -1,5 +1,4 @@
 // hearth-gateway: the OpenAI API in front of a gpu-worker. One thread; knows no model file.
-#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
@@ -39,14 +38,7 @@ absl::Status CheckDescriptors(const GatewayOptions& options) {
 
 asio::awaitable<void> Stop(Server& server, Worker& worker, asio::io_context& io,
                            std::chrono::milliseconds grace) {
-  co_await server.Drain(grace);
-  worker.Stop();
-  worker.calls().CancelAll();
-  asio::steady_timer timer(io);
-  while (!worker.calls().is_empty()) {
-    timer.expires_after(std::chrono::milliseconds(5));
-    co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
-  }
+  co_await ShutDown(server, worker, grace);
   io.stop();
 }
 

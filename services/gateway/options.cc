@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdlib>
 #include <map>
 
@@ -28,9 +29,21 @@ std::string SplitAddress(const std::string& address, GatewayOptions* options) {
   }
   std::string host = address.substr(0, colon);
   if (host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  if (host.empty()) return absl::StrCat("'", address, "' has no host before its port");
   options->host = host;
   options->port = port;
   return "";
+}
+
+// A body becomes a message to the worker, of at most 32 MiB (common/rpc); token ids grow on the
+// way.
+constexpr int64_t kMostBodyBytes = int64_t{16} << 20;
+
+// CLI::Range lets NaN pass.
+std::string IsFinite(const std::string& text) {
+  double number = 0;
+  const bool is_finite = absl::SimpleAtod(text, &number) && std::isfinite(number);
+  return is_finite ? "" : absl::StrCat("'", text, "' must be a number");
 }
 
 void AddLimits(CLI::App& app, GatewayOptions& options, double& grace, double& timeout) {
@@ -41,12 +54,14 @@ void AddLimits(CLI::App& app, GatewayOptions& options, double& grace, double& ti
       ->check(CLI::Range(1, 100'000))
       ->capture_default_str();
   app.add_option("--max-body-bytes", options.max_body_bytes, "Bytes of a request's body, at most")
-      ->check(CLI::Range(int64_t{1024}, int64_t{1} << 30))
+      ->check(CLI::Range(int64_t{1024}, kMostBodyBytes))
       ->capture_default_str();
   app.add_option("--request-timeout", timeout, "Seconds that a request may take, at most")
+      ->check(IsFinite)
       ->check(CLI::Range(0.1, 1e6))
       ->capture_default_str();
   app.add_option("--grace-seconds", grace, "For running requests when told to stop, at most")
+      ->check(IsFinite)
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
 }

@@ -2,6 +2,7 @@
 #include "services/gateway/http/connection.h"
 
 #include <boost/asio/as_tuple.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/beast/http/read.hpp>
 #include <utility>
 
@@ -15,11 +16,7 @@
 namespace hearth::gateway {
 namespace {
 
-constexpr std::chrono::seconds kIdle{60};
-constexpr std::chrono::seconds kHeaderTime{10};
-constexpr std::chrono::seconds kBodyTime{30};
 constexpr int64_t kBodyBytesPerSecond = 1024;  // more time for what comes at least so fast
-constexpr uint32_t kMaxHeaderBytes = 16 << 10;
 constexpr size_t kReadBytes = 16 << 10;
 constexpr int kMaxJsonDepth = 64;
 constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
@@ -38,6 +35,11 @@ HttpResponse BadHttp(const boost::system::error_code& error) {
   if (error == beast::error::timeout) {
     return Closing({408, "the request did not arrive in time"});
   }
+  if (error == http::error::bad_chunk_extension || error == http::error::buffer_overflow) {
+    return Closing({400,
+                    "the chunked body has chunk extensions or trailers, which this server "
+                    "does not take"});
+  }
   return Closing({400, absl::StrCat("the request is no valid HTTP/1.1: ", error.message())});
 }
 
@@ -52,6 +54,7 @@ bool IsClosed(const boost::system::error_code& error) {
 Connection::Connection(Services& services, asio::ip::tcp::socket socket)
     : services_(services),
       stream_(std::move(socket)),
+      buffer_(kMaxBufferedBytes),
       watch_(stream_.socket(), buffer_, [this] { return ProbeBytes(); }) {}
 
 void Connection::Drain() {
@@ -74,11 +77,13 @@ asio::awaitable<void> Connection::Run() {
 
 asio::awaitable<bool> Connection::WaitForBytes() {
   if (buffer_.size() > 0) co_return true;
+  if (watch_.has_ended()) co_return false;
   is_idle_ = true;
-  stream_.expires_after(kIdle);
+  stream_.expires_after(services_.options.times.idle);
   const auto [error, n_bytes] =
       co_await stream_.async_read_some(buffer_.prepare(kReadBytes), kAwait);
   is_idle_ = false;
+  stream_.expires_never();
   buffer_.commit(n_bytes);
   co_return !error;
 }
@@ -124,18 +129,27 @@ asio::awaitable<bool> Connection::ServeOne() {
   if (!response) {
     Note(200, began);
     const bool is_ended = co_await Write(request_.version() >= 11 ? "0\r\n\r\n" : "");
-    co_return is_ended && keep_alive_;
+    co_return is_ended&& keep_alive_;
   }
   Note(response->status, began);
   const bool is_sent = co_await Send(*response);
-  co_return is_sent && keep_alive_;
+  co_return is_sent&& keep_alive_;
+}
+
+asio::awaitable<Connection::ReadResult> Connection::Within(Clock::time_point deadline,
+                                                           asio::awaitable<ReadResult> read) {
+  using asio::experimental::awaitable_operators::operator||;
+  asio::steady_timer timer(stream_.get_executor(), deadline);
+  const auto first = co_await (std::move(read) || timer.async_wait(kAwait));
+  if (const ReadResult* result = std::get_if<0>(&first)) co_return *result;
+  co_return ReadResult(beast::error::timeout, 0);
 }
 
 asio::awaitable<std::optional<HttpResponse>> Connection::ReadHeader(HeaderParser& parser) {
-  parser.header_limit(kMaxHeaderBytes);
-  parser.body_limit(boost::none);  // a longer one is refused by its name, below
-  stream_.expires_after(kHeaderTime);
-  const auto [error, n_bytes] = co_await http::async_read_header(stream_, buffer_, parser, kAwait);
+  Limit(parser);
+  const auto [error, n_bytes] =
+      co_await Within(Clock::now() + services_.options.times.header,
+                      http::async_read_header(stream_, buffer_, parser, kAwait));
   if (!error) co_return std::nullopt;
   if (IsClosed(error)) co_return std::nullopt;
   co_return BadHttp(error);
@@ -157,10 +171,14 @@ asio::awaitable<std::optional<HttpResponse>> Connection::ReadBody(HeaderParser& 
   BodyParser parser(std::move(header));
   const auto limit = static_cast<uint64_t>(services_.options.max_body_bytes);
   parser.body_limit(limit);
+  RefuseExtensions refuse_extensions;
+  parser.on_chunk_header(refuse_extensions);
   int64_t n_read = 0, n_charged = static_cast<int64_t>(content_length_);
   while (!parser.is_done()) {
-    stream_.expires_at(began + kBodyTime + std::chrono::seconds(n_read / kBodyBytesPerSecond));
-    const auto [error, n_bytes] = co_await http::async_read_some(stream_, buffer_, parser, kAwait);
+    const auto deadline =
+        began + services_.options.times.body + std::chrono::seconds(n_read / kBodyBytesPerSecond);
+    const auto [error, n_bytes] =
+        co_await Within(deadline, http::async_read_some(stream_, buffer_, parser, kAwait));
     if (error == http::error::body_limit) {
       co_return Closing(
           {413, absl::StrCat("the request's body is longer than ", limit, " bytes, the limit")});

@@ -4,15 +4,15 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
-#include <boost/beast/http/empty_body.hpp>
-#include <boost/beast/http/parser.hpp>
 #include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 #include "services/gateway/http/exchange.h"
+#include "services/gateway/http/parsers.h"
 #include "services/gateway/http/peer_watch.h"
 #include "services/gateway/http/services.h"
 
@@ -35,8 +35,7 @@ class Connection final : private Exchange {
 
  private:
   using Clock = std::chrono::steady_clock;
-  using HeaderParser = http::request_parser<http::empty_body>;
-  using BodyParser = http::request_parser<http::string_body>;
+  using ReadResult = std::tuple<boost::system::error_code, size_t>;
 
   // Exchange.
   const HttpRequest& request() const override { return request_; }
@@ -53,6 +52,9 @@ class Connection final : private Exchange {
   // The header is in the parser, or an answer says what is wrong with it; neither: closed.
   asio::awaitable<std::optional<HttpResponse>> ReadHeader(HeaderParser& parser);
   asio::awaitable<std::optional<HttpResponse>> ReadBody(HeaderParser& header, Gate::Ticket& ticket);
+  // The result of a read that is given up at the deadline (beast::error::timeout), with the socket
+  // left open for the answer that says so.
+  asio::awaitable<ReadResult> Within(Clock::time_point deadline, asio::awaitable<ReadResult> read);
   // Everything that can be refused by the header alone.
   std::optional<HttpResponse> Refuse(const HttpHeader& header);
   std::optional<HttpResponse> RefuseMethod(const HttpHeader& header) const;

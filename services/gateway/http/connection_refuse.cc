@@ -19,7 +19,7 @@ std::optional<HttpResponse> Connection::Refuse(const HttpHeader& header) {
   if (header.count(http::field::host) > 1) {
     return ErrorResponse(absl::InvalidArgumentError("the request has more than one Host header"));
   }
-  request_.method(header.method());
+  request_.method_string(header.method_string());  // method() throws for unknown ones
   const absl::Status origin = services_.guard.CheckOrigins(header);
   if (!origin.ok()) return ErrorResponse(origin);
   route_ = FindRoute(View(header.target()), &model_);
@@ -73,8 +73,8 @@ HttpResponse Connection::Preflight(const HttpHeader& header) const {
   if (services_.guard.CorsHeaders(header).empty()) return response;
   response.headers.emplace_back(http::field::access_control_allow_methods,
                                 std::string(route_->allowed_methods()));
-  response.headers.emplace_back(http::field::access_control_allow_headers,
-                                "authorization, content-type, x-request-id");
+  // The official clients send headers of their own (x-stainless-...); "*" leaves authorization out.
+  response.headers.emplace_back(http::field::access_control_allow_headers, "*, authorization");
   response.headers.emplace_back(http::field::access_control_max_age, "600");
   return response;
 }

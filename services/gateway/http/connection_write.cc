@@ -11,7 +11,6 @@
 namespace hearth::gateway {
 namespace {
 
-constexpr std::chrono::seconds kWriteTime{30};  // for a client that does not read
 constexpr std::chrono::seconds kLinger{1};
 constexpr size_t kMaxLingerBytes = 1 << 20;
 constexpr std::string_view kCommentChunk = "4\r\n: \n\n\r\n";
@@ -25,7 +24,7 @@ void AppendHeader(std::string_view name, std::string_view value, std::string* ou
 
 asio::awaitable<bool> Connection::Write(std::string_view bytes) {
   if (bytes.empty()) co_return true;
-  stream_.expires_after(kWriteTime);
+  stream_.expires_after(services_.options.times.write);
   is_writing_ = true;
   const auto [error, n_bytes] =
       co_await asio::async_write(stream_, asio::buffer(bytes.data(), bytes.size()), kAwait);
@@ -101,7 +100,7 @@ asio::awaitable<void> Connection::Close() {
   stream_.socket().shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
   size_t n_drained = 0;
   stream_.expires_after(kLinger);
-  while (!ignored && n_drained < kMaxLingerBytes && !is_idle_) {
+  while (!ignored && n_drained < kMaxLingerBytes && !watch_.has_ended()) {
     buffer_.clear();
     const auto [error, n_bytes] =
         co_await stream_.async_read_some(buffer_.prepare(16 << 10), kAwait);

@@ -15,7 +15,6 @@
 namespace hearth::gateway {
 namespace {
 
-constexpr std::chrono::seconds kQuiet{15};  // then a comment keeps the stream open
 constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 
 int64_t UnixSeconds() {
@@ -61,6 +60,7 @@ class Choices {
   void OnEvent(int choice, const v1::GenerateEvent& event, std::string* out) {
     // Headers go out with the first event: what is refused before has its own HTTP status.
     if (!std::exchange(has_started_, true)) answer_.Start(out);
+    if (event.has_started()) answer_.OnStarted(choice, event.started());
     if (event.has_delta()) answer_.OnDelta(choice, event.delta(), out);
     if (!event.has_finish()) return;
     answer_.OnFinish(choice, event.finish(), out);
@@ -83,10 +83,21 @@ class OpenStream {
   prometheus::Gauge& gauge_;
 };
 
-absl::Status CheckAdmission(const Services& services, const Generation& generation) {
-  if (services.is_draining) return absl::UnavailableError("the gateway is stopping");
-  const absl::Status available = services.worker.Available();
-  return available.ok() ? CheckModel(services, generation.model) : available;
+std::optional<HttpResponse> Refuse(const Services& services, const Generation& generation) {
+  if (services.is_draining || !services.worker.Available().ok()) {
+    return UnavailableResponse(services);
+  }
+  const absl::Status known = CheckModel(services, generation.model);
+  if (!known.ok()) return ErrorResponse(known);
+  return std::nullopt;
+}
+
+// The worker's word for a limit may not be the one that the client used.
+absl::Status InClientsWords(const absl::Status& status, const Generation& generation) {
+  constexpr std::string_view kWorkers = "max_tokens";
+  const std::string message(status.message());
+  if (generation.limit_name == kWorkers || !message.starts_with("max_tokens: ")) return status;
+  return {status.code(), absl::StrCat(generation.limit_name, message.substr(kWorkers.size()))};
 }
 
 void NoteFailure(Services& services, const Exchange& exchange, const absl::Status& status) {
@@ -110,8 +121,7 @@ asio::awaitable<std::optional<HttpResponse>> Fail(Exchange& exchange, const absl
 
 asio::awaitable<std::optional<HttpResponse>> ServeGeneration(Services& services, Exchange& exchange,
                                                              const Generation& generation) {
-  const absl::Status admitted = CheckAdmission(services, generation);
-  if (!admitted.ok()) co_return ErrorResponse(admitted);
+  if (auto refused = Refuse(services, generation)) co_return std::move(refused);
   const auto ticket = services.requests.TryEnter(static_cast<int64_t>(generation.requests.size()));
   if (!ticket) {
     services.metrics.Rejected("requests");
@@ -142,14 +152,14 @@ asio::awaitable<std::optional<HttpResponse>> ServeGeneration(Services& services,
     }
     if (!status.ok()) {
       NoteFailure(services, exchange, status);
-      co_return co_await Fail(exchange, status);
+      co_return co_await Fail(exchange, InClientsWords(status, generation));
     }
     if (choices.is_complete()) break;
     if (exchange.must_end()) {
       co_return co_await Fail(exchange, absl::UnavailableError("the gateway is stopping"));
     }
     if (!out.empty()) continue;  // more may have come while it was sent
-    changed.expires_after(kQuiet);
+    changed.expires_after(services.options.times.quiet);
     const auto [error] = co_await changed.async_wait(kAwait);
     const bool was_quiet = !error;
     if (was_quiet && exchange.has_begun()) co_await exchange.SendEvents(kSseComment);

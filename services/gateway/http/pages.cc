@@ -40,29 +40,63 @@ HttpResponse Models(const Services& services) {
   return Json(json::object({{"object", "list"}, {"data", std::move(data)}}));
 }
 
+struct Unreadiness {
+  const char* status;
+  const char* message;
+};
+
+// In the gateway's own words: the worker's may name files.
+Unreadiness WhyNotReady(const Services& services) {
+  const auto& worker = services.worker.status();
+  if (services.is_draining) return {"stopping", "the server is stopping"};
+  if (!worker) return {"unavailable", "the worker does not answer: it is starting or restarting"};
+  switch (worker->state()) {
+    case v1::WORKER_STATE_STARTING:
+      return {"loading", "the model is being loaded"};
+    case v1::WORKER_STATE_WAITING_FOR_STORE:
+      return {"loading", "the model's experts are being loaded"};
+    case v1::WORKER_STATE_DRAINING:
+      return {"stopping", "the worker is stopping"};
+    case v1::WORKER_STATE_READY:
+      return {"unresponsive", "the worker answers, but no token comes out"};
+    default:
+      return {"failed", "the worker has failed; its log has the reason"};
+  }
+}
+
 // "ready", or what the cluster is at, with the share of the start that is done.
 asio::awaitable<HttpResponse> Ready(Services& services) {
   absl::Status ready = absl::UnavailableError("the gateway is stopping");
   if (!services.is_draining) ready = co_await services.worker.Ready();
   if (ready.ok()) co_return Json(json::object({{"status", "ready"}, {"progress", 1.0}}));
   const auto& worker = services.worker.status();
-  json::object answer = {{"status", worker ? "loading" : "unavailable"}, {"progress", 0.0}};
-  if (worker) {
-    if (worker->state() == v1::WORKER_STATE_READY) answer["status"] = "unresponsive";
-    if (worker->state() == v1::WORKER_STATE_DRAINING) answer["status"] = "stopping";
-    answer["progress"] = worker->loading_fraction();
-    answer["message"] = worker->message();
-  } else {
-    answer["message"] = "waiting for the worker";
-  }
-  if (services.is_draining) answer["status"] = "stopping";
-  HttpResponse response = Json(answer);
+  const Unreadiness why = WhyNotReady(services);
+  HttpResponse response =
+      Json(json::object({{"status", why.status},
+                         {"progress", worker ? worker->loading_fraction() : 0.0},
+                         {"message", why.message}}));
   response.status = 503;
   response.headers.emplace_back(http::field::retry_after, "1");
   co_return response;
 }
 
 }  // namespace
+
+HttpResponse UnavailableResponse(const Services& services) {
+  const auto& worker = services.worker.status();
+  const Unreadiness why = WhyNotReady(services);
+  const std::string_view status = why.status;
+  if (status == "unavailable" || status == "unresponsive") {
+    return ErrorResponse(absl::UnavailableError(why.message));
+  }
+  std::string message = why.message;
+  if (status == "loading") {
+    absl::StrAppend(&message, ", ", static_cast<int>(worker->loading_fraction() * 100), " % done");
+  }
+  return ErrorResponse(
+      ApiError{503, absl::StrCat(message, "; try again in a moment (GET /ready tells when)"), "",
+               "unavailable"});
+}
 
 absl::Status CheckModel(const Services& services, const std::string& model) {
   const auto& served = services.worker.model();
@@ -96,8 +130,11 @@ asio::awaitable<HttpResponse> ServePage(Services& services, Page page, const std
 
 asio::awaitable<HttpResponse> ServeHelper(Services& services, Endpoint endpoint,
                                           const json::object& body) {
-  const absl::Status available = services.worker.Available();
-  if (!available.ok()) co_return ErrorResponse(available);
+  if (services.is_draining || !services.worker.Available().ok()) {
+    co_return UnavailableResponse(services);
+  }
+  const absl::Status known = CheckModel(services, StringOr(body, "model", ""));
+  if (!known.ok()) co_return ErrorResponse(known);
   if (endpoint == kTokenize) {
     const auto request = ParseTokenize(body);
     if (!request.ok()) co_return ErrorResponse(request.status());

@@ -15,6 +15,9 @@ asio::awaitable<HttpResponse> ServePage(Services& services, Page page, const std
 asio::awaitable<HttpResponse> ServeHelper(Services& services, Endpoint endpoint,
                                           const json::object& body);
 
+// 503 for a request that needs the worker: what it is at, and how far.
+HttpResponse UnavailableResponse(const Services& services);
+
 // NotFound unless `model` is empty or the one that is served.
 absl::Status CheckModel(const Services& services, const std::string& model);
 

@@ -54,7 +54,8 @@ void PeerWatch::SetGone() {
 }
 
 void PeerWatch::Read() {
-  if (buffer_.size() >= kMaxAheadBytes) return;
+  // Where reading can't tell any more.
+  if (has_ended_ || buffer_.size() >= kMaxAheadBytes) return Probe();
   ++n_pending_;
   socket_.async_read_some(
       buffer_.prepare(kReadBytes),
@@ -64,7 +65,8 @@ void PeerWatch::Read() {
                                      if (--n_pending_ == 0) stopped_.cancel();
                                      if (!is_on_ || error == asio::error::operation_aborted) return;
                                      if (!error) return Read();
-                                     if (error == asio::error::eof) return Probe();
+                                     has_ended_ = error == asio::error::eof;
+                                     if (has_ended_) return Probe();
                                      SetGone();
                                    }));
 }

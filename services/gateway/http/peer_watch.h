@@ -34,6 +34,8 @@ class PeerWatch {
   asio::awaitable<void> Stop();
 
   bool is_gone() const { return is_gone_; }
+  // The client sends no more. Asio tells this once only: a later read of the socket would wait.
+  bool has_ended() const { return has_ended_; }
   // A write found the client gone.
   void SetGone();
 
@@ -50,6 +52,7 @@ class PeerWatch {
   std::function<void()> on_gone_;
   bool is_on_ = false;
   bool is_gone_ = false;
+  bool has_ended_ = false;
   int n_pending_ = 0;  // handlers to come: of the read and of the probe's timer
   asio::cancellation_signal stop_read_;
   asio::steady_timer probe_timer_;

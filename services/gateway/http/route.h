@@ -22,7 +22,7 @@ struct Route {
 };
 
 // Nothing for unknown paths. `target` may have a query, which is not looked at. `model` gets the
-// last part of /v1/models/ID.
+// last part of /v1/models/ID, decoded.
 std::optional<Route> FindRoute(std::string_view target, std::string* model);
 
 }  // namespace hearth::gateway

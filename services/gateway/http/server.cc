@@ -22,8 +22,10 @@ using asio::ip::tcp;
 
 constexpr std::chrono::milliseconds kAcceptPause{50};
 constexpr std::chrono::milliseconds kFarewell{500};  // for the error events at the end
+constexpr std::chrono::milliseconds kLookAgain{5};
 constexpr int kMaxTurnedAway = 64;
 constexpr unsigned kUserTimeoutMs = 30'000;  // then a peer that acknowledges nothing is gone
+constexpr unsigned kKeepAliveSeconds = 10;
 constexpr int kSendBufferBytes = 128 << 10;  // the kernel doubles it
 constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 
@@ -40,8 +42,13 @@ void SetOptions(tcp::socket& socket) {
   socket.set_option(tcp::no_delay(true), ignored);
   socket.set_option(asio::socket_base::keep_alive(true), ignored);
   socket.set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), ignored);
-  ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &kUserTimeoutMs,
-               sizeof(kUserTimeoutMs));
+  const auto set = [&](int name, unsigned value) {
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, name, &value, sizeof(value));
+  };
+  set(TCP_USER_TIMEOUT, kUserTimeoutMs);
+  // A peer that vanished without a word is asked too while there is nothing to send to it.
+  set(TCP_KEEPIDLE, kKeepAliveSeconds);
+  set(TCP_KEEPINTVL, kKeepAliveSeconds);
 }
 
 void LogEscaped(const std::exception_ptr& error) {
@@ -183,6 +190,17 @@ asio::awaitable<void> Server::Drain(std::chrono::milliseconds grace) {
     connection->Abort();
   }
   co_await WaitUntilIdle(kFarewell);
+}
+
+asio::awaitable<void> ShutDown(Server& server, Worker& worker, std::chrono::milliseconds grace) {
+  co_await server.Drain(grace);
+  worker.Stop();
+  worker.calls().CancelAll();
+  asio::steady_timer timer(co_await asio::this_coro::executor);
+  while (!worker.calls().is_empty() || !server.is_idle()) {
+    timer.expires_after(kLookAgain);
+    co_await timer.async_wait(kAwait);
+  }
 }
 
 }  // namespace hearth::gateway

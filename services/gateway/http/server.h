@@ -27,6 +27,7 @@ class Server {
   // Refuses new connections and requests, waits for those under way, ends them with an error event
   // when the time is up, and closes what is left.
   asio::awaitable<void> Drain(std::chrono::milliseconds grace);
+  bool is_idle() const { return connections_.empty(); }
 
  private:
   Server(asio::io_context& io, Services& services);
@@ -43,5 +44,9 @@ class Server {
   int n_turned_away_ = 0;       // being told so
   asio::steady_timer changed_;  // cancelled when a connection has ended
 };
+
+// Drains, cancels every call to the worker, and returns when nothing refers to the two any more:
+// then they, and the io_context, may go.
+asio::awaitable<void> ShutDown(Server& server, Worker& worker, std::chrono::milliseconds grace);
 
 }  // namespace hearth::gateway
