@@ -281,6 +281,7 @@ TEST(SyntheticModel, ActivationsStaySaneThrough48Layers) {
   ASSERT_OK_AND_ASSIGN(const auto engine, worker::Engine::Create(*checkpoint, &experts, {}));
   const auto sequence = engine->NewSequence();
   std::vector<int32_t> ids;
+  ids.reserve(64);
   for (int i = 0; i < 64; ++i) ids.push_back(i * 7 % 512);
   const worker::StepItem item{sequence.get(), ids, worker::LogitsWanted::kAll};
   worker::StepLogits logits;
