@@ -4,6 +4,7 @@
 #include <boost/asio/buffer.hpp>
 #include <cstdint>
 #include <cstdlib>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -25,14 +26,23 @@ class Feed {
  public:
   Feed(std::string_view bytes, size_t step) : bytes_(bytes), step_(step) {}
 
+  // Whether so many bytes come, as the server waits for them.
+  bool Wait(size_t n) {
+    while (come_ - used_ < n && come_ < bytes_.size()) {
+      come_ = std::min(bytes_.size(), come_ + step_);
+    }
+    return come_ - used_ >= n;
+  }
   // Empty, or why the parser did not get to `done`.
   template <typename Parser, typename Done>
   std::string Until(Parser& parser, Done done) {
     while (!done(parser)) {
       boost::system::error_code error;
-      used_ += parser.put(boost::asio::buffer(bytes_.data() + used_, come_ - used_), error);
+      const auto n = parser.put(boost::asio::buffer(bytes_.data() + used_, come_ - used_), error);
+      used_ += n;
       if (error && error != http::error::need_more) return error.message();
       if (done(parser)) break;
+      if (!error && n > 0) continue;  // it may go on with what is there
       if (come_ - used_ > kMaxBufferedBytes) return "too long";
       if (come_ == bytes_.size()) return "more";
       come_ = std::min(bytes_.size(), come_ + step_);
@@ -60,24 +70,26 @@ std::string LookAt(const HttpHeader& header) {
   return absl::StrCat(route ? ToAbsl(route->pattern) : "none", " ", model, " ", origin.ok());
 }
 
-// What the server would make of the bytes.
-std::string Understand(std::string_view bytes, size_t step) {
+// What the server would make of the bytes; nothing where they are no whole request: which of their
+// faults is seen first may depend on how they are cut.
+std::optional<std::string> Understand(std::string_view bytes, size_t step) {
   Feed feed(bytes, step);
   HeaderParser header;
   Limit(header);
   const std::string no_header =
       feed.Until(header, [](const auto& parser) { return parser.is_header_done(); });
-  if (!no_header.empty()) return no_header;
-  std::string seen = LookAt(header.get());
+  if (!no_header.empty()) return std::nullopt;
+  const std::string seen = LookAt(header.get());
   if (header.content_length() && *header.content_length() > kMaxBody) return seen + " long";
   BodyParser body(std::move(header));
   RefuseExtensions refuse_extensions;
   body.body_limit(kMaxBody);
   body.on_chunk_header(refuse_extensions);
+  if (body.chunked() && !feed.Wait(kLeastChunkedBody)) return std::nullopt;
   const std::string no_body = feed.Until(body, [](const auto& parser) { return parser.is_done(); });
   if (body.get().body().size() > kMaxBody) std::abort();
-  absl::StrAppend(&seen, " ", no_body.empty() ? body.get().body() : no_body);
-  return seen;
+  if (!no_body.empty()) return std::nullopt;
+  return absl::StrCat(seen, " ", body.get().body());
 }
 
 }  // namespace
@@ -88,7 +100,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace hearth::gateway;
   if (size == 0) return 0;
   const std::string_view bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
-  const std::string whole = Understand(bytes, std::max<size_t>(1, bytes.size()));
+  const auto whole = Understand(bytes, std::max<size_t>(1, bytes.size()));
   if (bytes.size() > 4096) return 0;
   if (Understand(bytes, 1 + data[0] % 16) != whole) std::abort();
   return 0;

@@ -173,6 +173,13 @@ asio::awaitable<std::optional<HttpResponse>> Connection::ReadBody(HeaderParser& 
   parser.body_limit(limit);
   RefuseExtensions refuse_extensions;
   parser.on_chunk_header(refuse_extensions);
+  while (parser.chunked() && buffer_.size() < kLeastChunkedBody) {
+    const auto [error, n_bytes] =
+        co_await Within(began + services_.options.times.body,
+                        stream_.async_read_some(buffer_.prepare(kReadBytes), kAwait));
+    if (error) co_return BadHttp(error);
+    buffer_.commit(n_bytes);
+  }
   int64_t n_read = 0, n_charged = static_cast<int64_t>(content_length_);
   while (!parser.is_done()) {
     const auto deadline =

@@ -95,6 +95,18 @@ TEST_F(LimitsTest, ChunkedBodiesAreReadHoweverTheyAreCut) {
   EXPECT_EQ(slow.Read().body(), R"({"tokens":[65,66]})");
 }
 
+// Once ended the process: found by fuzzing.
+TEST_F(LimitsTest, AnEmptyChunkedBodyMayComeByteByByte) {
+  Start();
+  Client client(port());
+  client.Send(ChunkedHead("/tokenize"));
+  for (const char c : std::string_view("0\r\n\r\n")) {
+    client.Send(std::string_view(&c, 1));
+    EXPECT_EQ(Ask(Get("/health")).result_int(), 200u) << "and it has been read by now";
+  }
+  EXPECT_EQ(client.Read().result_int(), 400u) << "nothing is no JSON";
+}
+
 TEST_F(LimitsTest, AHundredThousandTinyChunksAreOneBody) {
   Start();
   std::string bytes = ChunkedHead("/tokenize") + Chunk("{\"content\": \"");

@@ -20,6 +20,9 @@ constexpr uint32_t kMaxHeaderBytes = 16 << 10;
 // ahead (peer_watch.cc).
 constexpr size_t kMaxBufferedBytes = 128 << 10;
 
+// "0\r\n\r\n". With less of a chunked body, Beast 1.81 may stop the process by an assertion.
+constexpr size_t kLeastChunkedBody = 5;
+
 inline void Limit(HeaderParser& parser) {
   parser.header_limit(kMaxHeaderBytes);
   parser.body_limit(boost::none);  // a longer one is refused by its name, by the caller
