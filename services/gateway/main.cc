@@ -23,10 +23,17 @@ namespace {
 
 constexpr uint64_t kOtherDescriptors = 64;  // sockets to the worker, epoll, files, logs
 
-// A connection needs a descriptor: better to refuse the flag than the client.
-absl::Status CheckDescriptors(const GatewayOptions& options) {
+// A connection needs a descriptor: better to refuse the flag than the client. Without the flag
+// there are as many connections as there can be.
+absl::Status FitConnections(GatewayOptions& options) {
   const uint64_t limit = RaiseDescriptorLimit();
   if (limit >= static_cast<uint64_t>(options.max_connections) + kOtherDescriptors) {
+    return absl::OkStatus();
+  }
+  if (!options.has_max_connections && limit > kOtherDescriptors) {
+    options.max_connections = static_cast<int>(limit - kOtherDescriptors);
+    LogWarning("few file descriptors: fewer connections at once",
+               {{"descriptors", limit}, {"max_connections", options.max_connections}});
     return absl::OkStatus();
   }
   return absl::FailedPreconditionError(
@@ -48,8 +55,8 @@ struct StopRequest {
   bool is_made = false;
 };
 
-absl::Status Serve(const GatewayOptions& options, asio::io_context& io, StopRequest& stop) {
-  HEARTH_RETURN_IF_ERROR(CheckDescriptors(options));
+absl::Status Serve(GatewayOptions options, asio::io_context& io, StopRequest& stop) {
+  HEARTH_RETURN_IF_ERROR(FitConnections(options));
   HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(options.run_dir));
   HEARTH_ASSIGN_OR_RETURN(Guard guard, Guard::Create(options.allowed_hosts, options.allowed_origins,
                                                      options.api_key_file));

@@ -106,6 +106,7 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return {std::nullopt, app.exit(error) == 0 ? 0 : 2};
   }
+  options.has_max_connections = app.count("--max-connections") > 0;
   std::error_code ignored;
   options.run_dir = std::filesystem::absolute(options.run_dir, ignored);
   if (options.worker.empty()) {

@@ -30,7 +30,8 @@ struct GatewayOptions {
   std::vector<std::string> allowed_origins = {};  // of web pages elsewhere; "*": any
   std::filesystem::path api_key_file = {};        // empty: no keys
   int max_connections = 1024;
-  int max_requests = 256;                         // generations inside at once
+  bool has_max_connections = false;  // the flag was given: it is refused rather than lowered
+  int max_requests = 256;            // generations inside at once
   int64_t max_body_bytes = int64_t{16} << 20;     // of one request
   int64_t max_bodies_bytes = int64_t{128} << 20;  // of all requests that are being read or served
   std::chrono::milliseconds request_timeout{600'000};

@@ -186,6 +186,18 @@ TEST_F(ClusterBadStartTest, FlagsThatCannotBeAreRefusedByTheirName) {
   ExpectRefused(With("--api-key-file", (folder_ / "none").string()), {"--api-key-file", "none"});
 }
 
+TEST_F(ClusterBadStartTest, FewDescriptorsRefuseTheFlagAndLowerItsDefault) {
+  const auto with_few = [](std::vector<std::string> command) {
+    command.insert(command.begin(), {"/bin/sh", "-c", "ulimit -n 300; exec \"$@\"", "sh"});
+    return command;
+  };
+  ExpectRefused(with_few(With("--max-connections", "250")), {"--max-connections 250", "300"});
+  serve_ = std::make_unique<Process>(with_few(ServeArguments()), log_);
+  ASSERT_TRUE(WaitReady()) << log();
+  EXPECT_THAT(log(), HasSubstr("\"descriptors\":300,\"max_connections\":236"));
+  EXPECT_EQ(Stop(), 0);
+}
+
 TEST_F(ClusterBadStartTest, WrongCommandLinesAreRefusedBeforeAnythingStarts) {
   const std::vector<std::vector<std::string>> cases = {
       {"--port", "70000"}, {"--port", "-1"}, {"--frobnicate"}, {"--grace-seconds", "-1"}};
