@@ -1,87 +1,163 @@
 #include "common/base/thread_pool.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
+#include <chrono>
+#include <cstdint>
 #include <fstream>
-#include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 namespace hearth {
+namespace {
 
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Cores in this process's mask, lowest first.
+std::vector<int> AllowedCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> cores;
+  if (::sched_getaffinity(0, sizeof set, &set) != 0) return cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  }
+  return cores;
+}
+
+void PinTo(std::thread& thread, int core) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  // Refused where the mask changed meanwhile: the thread then runs unpinned.
+  (void)::pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);
+}
+
+}  // namespace
+
+// A loop is open while its indices are being handed out. Threads enter an open loop by counting
+// themselves in, which fails once the caller has closed it: one that wakes late finds the next loop
+// or none. The caller returns when all who entered have left.
 struct ThreadPool::State {
-  std::mutex mutex;
-  std::condition_variable start, done;
-  const std::function<void(int)>* body = nullptr;  // of the loop that runs; guarded by mutex
-  int n = 0;                                       // guarded by mutex
-  uint64_t generation = 0;                         // guarded by mutex; counts loops
-  int n_working = 0;                               // guarded by mutex; pool threads inside the loop
-  bool stop = false;                               // guarded by mutex
-  std::atomic<int> next{0};
+  static constexpr uint32_t kOpen = 1u << 31;
+
+  explicit State(const ThreadPoolOptions& options)
+      : spin(std::chrono::microseconds(options.spin_microseconds)) {}
+
+  // Written between loops by the caller; read by those who entered.
+  std::optional<IndexBody> body;
+  int n = 0;
+  alignas(64) std::atomic<int> next{0};
+  alignas(64) std::atomic<uint32_t> gate{0};   // kOpen | threads inside
+  alignas(64) std::atomic<uint32_t> loops{0};  // grows with each loop and at the stop; waited on
+  std::atomic<int> n_parked{0};
+  std::atomic<bool> stop{false};
+  const std::chrono::microseconds spin;
   std::vector<std::thread> threads;
 
-  void Drain(const std::function<void(int)>& work, int count) {
-    for (int i = next.fetch_add(1); i < count; i = next.fetch_add(1)) work(i);
+  void Drain() {
+    for (int i = next.fetch_add(1, std::memory_order_relaxed); i < n;
+         i = next.fetch_add(1, std::memory_order_relaxed)) {
+      (*body)(i);
+    }
+  }
+
+  bool TryEnter() {
+    uint32_t seen = gate.load(std::memory_order_relaxed);
+    while ((seen & kOpen) != 0) {
+      if (gate.compare_exchange_weak(seen, seen + 1, std::memory_order_acquire,
+                                     std::memory_order_relaxed)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  // Until `loops` differs from `seen`: spinning first, then parked.
+  void AwaitNext(uint32_t seen) {
+    const auto end = std::chrono::steady_clock::now() + spin;
+    while (loops.load(std::memory_order_acquire) == seen) {
+      for (int i = 0; i < 64 && loops.load(std::memory_order_relaxed) == seen; ++i) Pause();
+      if (std::chrono::steady_clock::now() < end) continue;
+      n_parked.fetch_add(1);
+      loops.wait(seen);
+      n_parked.fetch_sub(1);
+    }
   }
 
   void Run() {
-    uint64_t seen = 0;
-    std::unique_lock lock(mutex);
+    uint32_t seen = 0;
     while (true) {
-      start.wait(lock, [&] { return stop || (generation != seen && body != nullptr); });
-      if (stop) return;
-      seen = generation;
-      ++n_working;
-      const auto* work = body;
-      const int count = n;
-      lock.unlock();
-      Drain(*work, count);
-      lock.lock();
-      if (--n_working == 0) done.notify_one();
+      AwaitNext(seen);
+      seen = loops.load(std::memory_order_acquire);
+      if (stop.load()) return;
+      if (!TryEnter()) continue;
+      Drain();
+      gate.fetch_sub(1, std::memory_order_release);
     }
+  }
+
+  // Those who entered are at their last index: microseconds in a token's loops, and a core that was
+  // taken away from one of them is given time by yielding.
+  void AwaitLeft() {
+    for (int i = 0; gate.load(std::memory_order_acquire) != 0; ++i) {
+      if (i < 4096) {
+        Pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+  }
+
+  void Announce() {
+    loops.fetch_add(1);
+    if (n_parked.load() > 0) loops.notify_all();
   }
 };
 
-ThreadPool::ThreadPool(int n_threads) : state_(std::make_unique<State>()) {
-  for (int i = 1; i < n_threads; ++i) {
-    state_->threads.emplace_back([state = state_.get()] { state->Run(); });
+ThreadPool::ThreadPool(const ThreadPoolOptions& options)
+    : state_(std::make_unique<State>(options)) {
+  const std::vector<int> cores = AllowedCores();
+  for (int i = 1; i < options.n_threads; ++i) {
+    auto& thread = state_->threads.emplace_back([state = state_.get()] { state->Run(); });
+    if (options.pin && options.n_threads <= static_cast<int>(cores.size())) {
+      PinTo(thread, cores[static_cast<size_t>(i)]);
+    }
   }
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->stop = true;
-  }
-  state_->start.notify_all();
+  state_->stop.store(true);
+  state_->loops.fetch_add(1);
+  state_->loops.notify_all();
   for (auto& thread : state_->threads) thread.join();
 }
 
 int ThreadPool::n_threads() const { return static_cast<int>(state_->threads.size()) + 1; }
 
-void ThreadPool::ParallelFor(int n, const std::function<void(int)>& body) {
+void ThreadPool::ParallelFor(int n, IndexBody body) {
   if (n <= 0) return;
   if (n == 1 || state_->threads.empty()) {
     for (int i = 0; i < n; ++i) body(i);
     return;
   }
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->body = &body;
-    state_->n = n;
-    state_->next = 0;
-    ++state_->generation;
-  }
-  state_->start.notify_all();
-  state_->Drain(body, n);
-  // A thread that wakes late finds body == nullptr and goes on waiting.
-  std::unique_lock lock(state_->mutex);
-  state_->body = nullptr;
-  state_->done.wait(lock, [&] { return state_->n_working == 0; });
+  state_->body.emplace(body);
+  state_->n = n;
+  state_->next.store(0, std::memory_order_relaxed);
+  state_->gate.store(State::kOpen, std::memory_order_release);
+  state_->Announce();
+  state_->Drain();
+  state_->gate.fetch_and(~State::kOpen, std::memory_order_relaxed);
+  state_->AwaitLeft();
 }
 
 int UsableCores() {
