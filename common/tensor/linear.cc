@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/base/check.h"
+#include "common/tensor/tiled.h"
 
 namespace hearth {
 
@@ -59,6 +60,26 @@ void DequantizeBlock4(const LinearRef& weights, int64_t first, std::span<float> 
   }
 }
 
+void DequantizeTiled(const LinearRef& weights, int64_t row, std::span<float> values) {
+  const int64_t n_tiles = weights.in / kTileColumns, strip = row / kTileRows, r = row % kTileRows;
+  const auto* data = static_cast<const uint8_t*>(weights.data);
+  for (int64_t t = 0; t < n_tiles; ++t) {
+    const int64_t tile = strip * n_tiles + t;
+    const float scale = F16ToF32(weights.scales[tile * kTileRows + r]) * weights.factor;
+    float* to = values.data() + t * kTileColumns;
+    for (int i = 0; i < kTileColumns; ++i) {
+      if (weights.kind == WeightKind::kTiled4) {
+        const int half = i / 32, column = i % 32;
+        const uint8_t pair = data[tile * kTile4Bytes + column / 4 * 64 + r * 4 + column % 4];
+        to[i] = weights.levels[half == 0 ? pair & 15 : pair >> 4] * scale;
+      } else {
+        to[i] =
+            static_cast<float>(data[tile * kTile8Bytes + i / 4 * 64 + r * 4 + i % 4] - 128) * scale;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void DequantizeRow(const LinearRef& weights, int64_t row, std::span<float> values) {
@@ -82,6 +103,9 @@ void DequantizeRow(const LinearRef& weights, int64_t row, std::span<float> value
       return;
     case WeightKind::kBlock4:
       return DequantizeBlock4(weights, first, values);
+    case WeightKind::kTiled4:
+    case WeightKind::kTiled8:
+      return DequantizeTiled(weights, row, values);
   }
   HEARTH_CHECK(false);  // a kind that no constructor of ours makes
 }
@@ -98,6 +122,13 @@ LinearBytes BytesOf(const LinearRef& weights) {
       const uint64_t block_size = static_cast<uint64_t>(weights.block_size);
       const uint64_t n_blocks = n / block_size + (n % block_size != 0 ? 1 : 0);
       return {.data = n / 2 + n % 2, .absmax = n_blocks * sizeof(float)};
+    }
+    case WeightKind::kTiled4:
+    case WeightKind::kTiled8: {
+      const uint64_t n_tiles = static_cast<uint64_t>(TileStrips(weights)) *
+                               (static_cast<uint64_t>(weights.in) / kTileColumns);
+      const uint64_t tile = weights.kind == WeightKind::kTiled4 ? kTile4Bytes : kTile8Bytes;
+      return {.data = n_tiles * tile, .absmax = n_tiles * kTileRows * sizeof(uint16_t)};
     }
   }
   HEARTH_CHECK(false);
