@@ -141,7 +141,7 @@ TEST_F(DamagedSegment, OtherLayoutVersionIsRefusedAndBothAreNamed) {
   file.close();
   EXPECT_THAT(SegmentReader::Open(path_, ""),
               IsStatus(absl::StatusCode::kFailedPrecondition,
-                       HasSubstr("layout version 9, this program needs 1")));
+                       HasSubstr("layout version 9, this program needs 2")));
 }
 
 TEST_F(DamagedSegment, FileWithHolesIsNotAdopted) {

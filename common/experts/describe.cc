@@ -37,6 +37,10 @@ const char* KindName(WeightKind kind) {
       return "bf16";
     case WeightKind::kBlock4:
       return "block4";
+    case WeightKind::kTiled4:
+      return "tiled4";
+    case WeightKind::kTiled8:
+      return "tiled8";
   }
   return "unknown";
 }
@@ -118,6 +122,7 @@ json::object Describe(std::span<const std::byte> segment, const SegmentInfo& inf
   }
   return {{"state", is_ready ? "ready" : "loading"},
           {"layout_version", info.layout_version},
+          {"expert_layout", info.expert_layout == kTiledExperts ? "tiled" : "plain"},
           {"fingerprint", info.fingerprint},
           {"identity", identity},
           {"bytes", info.total_bytes},

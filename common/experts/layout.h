@@ -1,4 +1,4 @@
-// The bytes of the expert segment, version 1: what expert-store writes and every gpu-worker reads.
+// The bytes of the expert segment, version 2: what expert-store writes and every gpu-worker reads.
 //
 //   0                    SegmentHeader
 //   table_offset         ExpertEntry[n_layers * n_experts], by layer, then by expert
@@ -23,7 +23,7 @@
 
 namespace hearth {
 
-inline constexpr uint32_t kLayoutVersion = 1;
+inline constexpr uint32_t kLayoutVersion = 2;
 inline constexpr char kSegmentMagic[8] = {'H', 'R', 'T', 'H', 'X', 'P', 'R', 'T'};
 
 // Experts start on pages of their own, so that they can be populated, registered and reloaded one
@@ -53,6 +53,13 @@ enum ExpertState : uint32_t {
   kExpertDamaged = 0x5a3c69f0,
 };
 
+// How experts' 4-bit matrices lie: as the checkpoint has them (the float32 backend reads those), or
+// in the kernels' tiles (common/tensor/tiled.h) where their shapes allow it.
+enum ExpertLayout : uint32_t {
+  kPlainExperts = 0,
+  kTiledExperts = 1,
+};
+
 struct SegmentHeader {
   char magic[8];
   uint32_t layout_version;
@@ -63,18 +70,20 @@ struct SegmentHeader {
   uint64_t table_offset;        // from the segment's first byte
   uint64_t payload_offset;      // from the segment's first byte
   char fingerprint[64];         // hex, zero-padded: which checkpoint's experts these are
+  uint32_t expert_layout;       // ExpertLayout
   uint32_t header_crc;          // CRC-32C of all bytes before this field
   std::atomic<uint32_t> state;  // SegmentState
-  uint64_t reserved;            // zero
+  uint32_t reserved[17];        // zero
 };
-static_assert(sizeof(SegmentHeader) == 128);
+static_assert(sizeof(SegmentHeader) == 192);
 static_assert(offsetof(SegmentHeader, layout_version) == 8);
 static_assert(offsetof(SegmentHeader, n_layers) == 16);
 static_assert(offsetof(SegmentHeader, total_bytes) == 24);
 static_assert(offsetof(SegmentHeader, payload_offset) == 40);
 static_assert(offsetof(SegmentHeader, fingerprint) == 48);
-static_assert(offsetof(SegmentHeader, header_crc) == 112);
-static_assert(offsetof(SegmentHeader, state) == 116);
+static_assert(offsetof(SegmentHeader, expert_layout) == 112);
+static_assert(offsetof(SegmentHeader, header_crc) == 116);
+static_assert(offsetof(SegmentHeader, state) == 120);
 static_assert(std::is_standard_layout_v<SegmentHeader>);
 
 // One expert's place. An entry of a layer without experts has payload_bytes 0 and stays
@@ -98,13 +107,14 @@ static_assert(std::atomic<uint32_t>::is_always_lock_free);
 // One matrix of an expert, as LinearRef describes it. Offsets count from the expert's first byte.
 struct PackedLinear {
   uint32_t kind;        // WeightKind
-  uint32_t block_size;  // kBlock4: elements that share an absmax; else 0
+  uint32_t block_size;  // kBlock4, kTiled4: elements that share a scale; else 0
   int64_t out;
   int64_t in;
-  float levels[16];  // kBlock4: value of each code; else zeros
+  float levels[16];  // kBlock4, kTiled4: value of each code; else zeros
   uint64_t data_offset;
-  uint64_t absmax_offset;  // float32 values; 0 where there are none
-  uint64_t reserved[3];    // zero
+  uint64_t absmax_offset;  // kBlock4: float32 values, kTiled4: f16 scales; else 0
+  float factor;            // kTiled4: on all scales; else 0
+  uint32_t reserved[5];    // zero
 };
 static_assert(sizeof(PackedLinear) == 128);
 static_assert(offsetof(PackedLinear, levels) == 24);

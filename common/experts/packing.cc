@@ -10,6 +10,7 @@
 #include "common/base/checked.h"
 #include "common/base/status_macros.h"
 #include "common/experts/layout.h"
+#include "common/tensor/tiled.h"
 
 namespace hearth {
 namespace {
@@ -27,8 +28,12 @@ struct ExpertPlacement {
   uint64_t total_bytes;
 };
 
+bool HasBlocks(const LinearRef& linear) {
+  return linear.kind == WeightKind::kBlock4 || linear.kind == WeightKind::kTiled4;
+}
+
 absl::Status CheckLinear(const LinearRef& linear, const char* name) {
-  if (linear.kind > WeightKind::kBlock4) {
+  if (linear.kind > WeightKind::kTiled4) {
     return absl::InvalidArgumentError(
         absl::StrCat(name, ": unknown kind ", static_cast<uint32_t>(linear.kind)));
   }
@@ -36,7 +41,13 @@ absl::Status CheckLinear(const LinearRef& linear, const char* name) {
     return absl::InvalidArgumentError(absl::StrCat(name, ": shape [", linear.out, ", ", linear.in,
                                                    "], allowed are 1 to ", kMaxLinearDim));
   }
-  if (linear.kind != WeightKind::kBlock4) return absl::OkStatus();
+  if (!HasBlocks(linear)) return absl::OkStatus();
+  if (linear.kind == WeightKind::kTiled4 &&
+      (linear.in % kTileColumns != 0 || linear.block_size != kTileColumns ||
+       !std::isnormal(linear.factor) || linear.factor < 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": no tiles of ", linear.block_size,
+                                                   " columns at a width of ", linear.in));
+  }
   if (linear.block_size < 1 || linear.block_size > (1 << 16)) {
     return absl::InvalidArgumentError(
         absl::StrCat(name, ": block size ", linear.block_size, ", allowed are 1 to 65536"));
@@ -53,7 +64,7 @@ uint64_t AlignTensor(uint64_t offset) {
 }
 
 Placement PlaceLinear(const LinearRef& linear, uint64_t* cursor) {
-  const bool has_blocks = linear.kind == WeightKind::kBlock4;
+  const bool has_blocks = HasBlocks(linear);
   const LinearBytes sizes = BytesOf(linear);
   Placement placed{};
   placed.header.kind = static_cast<uint32_t>(linear.kind);
@@ -61,6 +72,7 @@ Placement PlaceLinear(const LinearRef& linear, uint64_t* cursor) {
   placed.header.out = linear.out;
   placed.header.in = linear.in;
   if (has_blocks) std::copy(linear.levels.begin(), linear.levels.end(), placed.header.levels);
+  if (linear.kind == WeightKind::kTiled4) placed.header.factor = linear.factor;
   placed.data_bytes = sizes.data;
   placed.absmax_bytes = has_blocks ? sizes.absmax : 0;
   placed.header.data_offset = *cursor;
@@ -92,7 +104,22 @@ absl::StatusOr<ExpertPlacement> PlaceExpert(const ExpertRef& expert) {
   return placement;
 }
 
-void CopyLinear(const LinearRef& from, const Placement& to, std::span<std::byte> payload) {
+// What `linear` becomes in this layout, without places.
+LinearRef Target(const LinearRef& linear, ExpertLayout layout) {
+  return layout == kTiledExperts && CanTile4(linear) ? Tiled4Form(linear) : linear;
+}
+
+ExpertRef Target(const ExpertRef& expert, ExpertLayout layout) {
+  return {Target(expert.gate, layout), Target(expert.up, layout), Target(expert.down, layout)};
+}
+
+// Completes the header.
+void CopyLinear(const LinearRef& from, Placement& to, std::span<std::byte> payload) {
+  if (static_cast<uint32_t>(from.kind) != to.header.kind) {
+    to.header.factor = Tile4(from, payload.data() + to.header.data_offset,
+                             reinterpret_cast<uint16_t*>(payload.data() + to.header.absmax_offset));
+    return;
+  }
   std::memcpy(payload.data() + to.header.data_offset, from.data, to.data_bytes);
   if (to.absmax_bytes > 0) {
     std::memcpy(payload.data() + to.header.absmax_offset, from.absmax, to.absmax_bytes);
@@ -105,7 +132,8 @@ LinearRef Described(const PackedLinear& header) {
   linear.kind = static_cast<WeightKind>(header.kind);
   linear.out = header.out;
   linear.in = header.in;
-  if (linear.kind != WeightKind::kBlock4) return linear;
+  if (linear.kind == WeightKind::kTiled4) linear.factor = header.factor;
+  if (!HasBlocks(linear)) return linear;
   linear.block_size = static_cast<int32_t>(std::min(header.block_size, uint32_t{1} << 30));
   std::copy(std::begin(header.levels), std::end(header.levels), linear.levels.begin());
   return linear;
@@ -114,31 +142,39 @@ LinearRef Described(const PackedLinear& header) {
 void PointInto(std::span<const std::byte> payload, const Placement& placed, LinearRef* linear) {
   linear->data = payload.data() + placed.header.data_offset;
   if (placed.absmax_bytes > 0) {
-    linear->absmax = reinterpret_cast<const float*>(payload.data() + placed.header.absmax_offset);
+    const std::byte* scales = payload.data() + placed.header.absmax_offset;
+    if (linear->kind == WeightKind::kTiled4) {
+      linear->scales = reinterpret_cast<const uint16_t*>(scales);
+    } else {
+      linear->absmax = reinterpret_cast<const float*>(scales);
+    }
   }
 }
 
 }  // namespace
 
-absl::StatusOr<uint64_t> PackedExpertBytes(const ExpertRef& expert) {
-  HEARTH_ASSIGN_OR_RETURN(const ExpertPlacement placement, PlaceExpert(expert));
+absl::StatusOr<uint64_t> PackedExpertBytes(const ExpertRef& expert, ExpertLayout layout) {
+  HEARTH_RETURN_IF_ERROR(PlaceExpert(expert).status());  // bad shapes have no target
+  HEARTH_ASSIGN_OR_RETURN(const ExpertPlacement placement, PlaceExpert(Target(expert, layout)));
   return placement.total_bytes;
 }
 
-absl::Status PackExpert(const ExpertRef& expert, std::span<std::byte> payload) {
-  HEARTH_ASSIGN_OR_RETURN(const ExpertPlacement placement, PlaceExpert(expert));
+absl::Status PackExpert(const ExpertRef& expert, ExpertLayout layout,
+                        std::span<std::byte> payload) {
+  HEARTH_RETURN_IF_ERROR(PlaceExpert(expert).status());
+  HEARTH_ASSIGN_OR_RETURN(ExpertPlacement placement, PlaceExpert(Target(expert, layout)));
   if (placement.total_bytes != payload.size()) {
     return absl::FailedPreconditionError(absl::StrCat("expert takes ", placement.total_bytes,
                                                       " bytes, reserved are ", payload.size()));
   }
-  const auto& [gate, up, down] = placement.linears;
-  const PackedExpert headers{gate.header, up.header, down.header};
+  auto& [gate, up, down] = placement.linears;
   // Padding is zeroed too: it is part of the checksum.
   std::memset(payload.data(), 0, payload.size());
-  std::memcpy(payload.data(), &headers, sizeof headers);
   CopyLinear(expert.gate, gate, payload);
   CopyLinear(expert.up, up, payload);
   CopyLinear(expert.down, down, payload);
+  const PackedExpert headers{gate.header, up.header, down.header};
+  std::memcpy(payload.data(), &headers, sizeof headers);
   return absl::OkStatus();
 }
 

@@ -10,6 +10,7 @@ namespace hearth {
 namespace {
 
 using testing::ExpectSameExpert;
+using testing::ExpectSameLinear;
 using testing::FakeExpert;
 using ::testing::HasSubstr;
 using testing::IsStatus;
@@ -27,7 +28,7 @@ struct Payload {
 
 Payload Packed(const FakeExpert& expert) {
   Payload payload(*PackedExpertBytes(expert.ref()));
-  EXPECT_OK(PackExpert(expert.ref(), payload.bytes));
+  EXPECT_OK(PackExpert(expert.ref(), kPlainExperts, payload.bytes));
   return payload;
 }
 
@@ -41,6 +42,31 @@ TEST(Packing, EveryKindComesBackAsItWas) {
     ExpectSameExpert(got, expert);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(got.gate.data) % kTensorAlignment, 0u);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(got.down.absmax) % kTensorAlignment, 0u);
+  }
+}
+
+std::vector<float> RowOf(const LinearRef& linear, int64_t row) {
+  std::vector<float> values(static_cast<size_t>(linear.in));
+  DequantizeRow(linear, row, values);
+  return values;
+}
+
+TEST(Packing, TiledExpertsHoldTheSameWeightsWhereTheirShapesAllowTiles) {
+  const FakeExpert expert(5, 96, 128);  // down_proj's rows of 96 are no whole tiles
+  Payload payload(*PackedExpertBytes(expert.ref(), kTiledExperts));
+  ASSERT_OK(PackExpert(expert.ref(), kTiledExperts, payload.bytes));
+  ASSERT_OK_AND_ASSIGN(const ExpertRef got, UnpackExpert(payload.bytes));
+  EXPECT_EQ(got.gate.kind, WeightKind::kTiled4);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(got.gate.scales) % kTensorAlignment, 0u);
+  ExpectSameLinear(got.down, expert.down);
+  for (const int64_t row : {0, 17, 95}) {
+    const auto want = RowOf(expert.up.ref, row), have = RowOf(got.up, row);
+    for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(have[i], want[i], 1e-3) << i;
+  }
+  // The factor is part of what is checked.
+  for (const float bad : {0.f, -1.f, std::numeric_limits<float>::quiet_NaN()}) {
+    std::memcpy(payload.bytes.data() + offsetof(PackedLinear, factor), &bad, sizeof bad);
+    EXPECT_THAT(UnpackExpert(payload.bytes), IsStatus(absl::StatusCode::kDataLoss, HasSubstr("")));
   }
 }
 
@@ -66,7 +92,7 @@ TEST(Packing, ShapesThatDoNotFitTogetherAreRefused) {
 TEST(Packing, AnotherSizeThanReservedIsRefused) {
   const FakeExpert expert(1);
   Payload payload(*PackedExpertBytes(expert.ref()) + kTensorAlignment);
-  EXPECT_THAT(PackExpert(expert.ref(), payload.bytes),
+  EXPECT_THAT(PackExpert(expert.ref(), kPlainExperts, payload.bytes),
               IsStatus(absl::StatusCode::kFailedPrecondition, HasSubstr("reserved are")));
 }
 

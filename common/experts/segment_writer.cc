@@ -34,6 +34,7 @@ absl::StatusOr<Extent> LayOut(const SegmentPlan& plan) {
   extent.info = {.layout_version = kLayoutVersion,
                  .n_layers = plan.n_layers,
                  .n_experts = plan.n_experts,
+                 .expert_layout = plan.expert_layout,
                  .table_offset = sizeof(SegmentHeader),
                  .fingerprint = plan.fingerprint};
   if (plan.n_layers < 1 || plan.n_layers > static_cast<int>(kMaxLayers) || plan.n_experts < 0 ||
@@ -71,6 +72,7 @@ void WriteHeader(const SegmentInfo& info, std::byte* segment) {
   header->total_bytes = info.total_bytes;
   header->table_offset = info.table_offset;
   header->payload_offset = info.payload_offset;
+  header->expert_layout = info.expert_layout;
   info.fingerprint.copy(header->fingerprint, sizeof header->fingerprint);
   header->header_crc = HeaderCrc(*header);
   header->state.store(kSegmentLoading, std::memory_order_release);
@@ -233,7 +235,7 @@ absl::Status SegmentWriter::Write(int layer, int expert, const ExpertRef& weight
   // One call instead of a page fault for each 4 KiB; a kernel that can't do it faults them in.
   ::madvise(payload.data(), (payload.size() + kExpertAlignment - 1) & ~(kExpertAlignment - 1),
             MADV_POPULATE_WRITE);
-  HEARTH_RETURN_IF_ERROR(PackExpert(weights, payload));
+  HEARTH_RETURN_IF_ERROR(PackExpert(weights, info_.expert_layout, payload));
   const uint32_t crc = Crc32c(payload);
   const uint32_t before = entry.payload_crc.load(std::memory_order_relaxed);
   if (before != 0 && before != crc) {

@@ -23,6 +23,7 @@ struct SegmentPlan {
   std::string fingerprint;  // hex, 1 to 64 digits
   int n_layers = 0;
   int n_experts = 0;
+  ExpertLayout expert_layout = kPlainExperts;
   std::vector<uint64_t>
       payload_bytes;  // [n_layers * n_experts] by PackedExpertBytes; 0: no expert there
 };

@@ -20,6 +20,7 @@ SegmentInfo Copied(const SegmentHeader& header) {
   info.layout_version = header.layout_version;
   info.n_layers = static_cast<int>(header.n_layers);
   info.n_experts = static_cast<int>(header.n_experts);
+  info.expert_layout = static_cast<ExpertLayout>(header.expert_layout);
   info.total_bytes = header.total_bytes;
   info.table_offset = header.table_offset;
   info.payload_offset = header.payload_offset;
@@ -28,12 +29,19 @@ SegmentInfo Copied(const SegmentHeader& header) {
   return info;
 }
 
+bool IsZero(std::span<const uint32_t> words) {
+  return std::ranges::all_of(words, [](uint32_t word) { return word == 0; });
+}
+
 absl::Status CheckExtent(const SegmentInfo& info, uint64_t file_bytes) {
   if (info.n_layers < 1 || info.n_layers > static_cast<int>(kMaxLayers) || info.n_experts < 0 ||
       info.n_experts > static_cast<int>(kMaxExperts)) {
     return Damaged(absl::StrCat(info.n_layers, " layers of ", info.n_experts, " experts"));
   }
   const uint64_t table_bytes = info.n_entries() * sizeof(ExpertEntry);
+  if (info.expert_layout != kPlainExperts && info.expert_layout != kTiledExperts) {
+    return Damaged(absl::StrCat("unknown layout ", static_cast<uint32_t>(info.expert_layout)));
+  }
   if (info.total_bytes != file_bytes) {
     return Damaged(
         absl::StrCat("the header says ", info.total_bytes, " bytes, the file has ", file_bytes));
@@ -118,7 +126,7 @@ absl::StatusOr<SegmentInfo> CheckHeader(std::span<const std::byte> segment) {
                                                       ", this program needs ", kLayoutVersion));
   }
   if (header.header_crc != HeaderCrc(header) || header.header_bytes != sizeof(SegmentHeader) ||
-      header.reserved != 0) {
+      !IsZero(header.reserved)) {
     return Damaged("the header's checksum differs");
   }
   SegmentInfo info = Copied(header);

@@ -19,6 +19,7 @@ struct SegmentInfo {
   uint32_t layout_version = 0;
   int n_layers = 0;
   int n_experts = 0;
+  ExpertLayout expert_layout = kPlainExperts;
   uint64_t total_bytes = 0;
   uint64_t table_offset = 0;
   uint64_t payload_offset = 0;

@@ -65,6 +65,7 @@ StoreOptions ToStoreOptions(const CommandLine& line) {
   options.segment_path = line.segment;
   options.profile_path = line.run_dir / "profile.json";
   options.n_threads = line.n_threads;
+  options.expert_layout = line.exact ? kPlainExperts : kTiledExperts;
   options.load_bytes_per_second = static_cast<uint64_t>(line.load_rate_mb * 1e6);
   options.verify_bytes_per_second = static_cast<uint64_t>(line.verify_rate_mb * 1e6);
   options.verify_interval =

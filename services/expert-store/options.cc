@@ -55,6 +55,9 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
                  "For running calls when told to stop, at most")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
+  app.add_flag("--exact", line.exact,
+               "Keep the experts as the checkpoint has them, for workers with --exact; without it "
+               "they lie as the fast kernels read them");
   app.add_flag("--remove-segment-on-exit", line.remove_segment_on_exit,
                "Free the memory at exit instead of leaving it to the next start");
   const std::map<std::string, LogLevel> levels = {{"debug", LogLevel::kDebug},

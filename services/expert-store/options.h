@@ -22,6 +22,7 @@ struct CommandLine {
   double verify_interval_seconds = 3600;
   double grace_seconds = 5;
   bool remove_segment_on_exit = false;
+  bool exact = false;  // plain layout, for the float32 backend
   LogLevel log_level = LogLevel::kInfo;
 };
 

@@ -237,7 +237,7 @@ TEST_F(StoreProcessTest, TmpfsThatIsTooSmallIsRefusedBeforeFilling) {
   const int status = process.Wait(kDeadline);
   if (status == 99 || status == 1 || status == 127) GTEST_SKIP() << "may not mount a tmpfs here";
   EXPECT_EQ(status, 2);
-  EXPECT_THAT(Slurp(log_), AllOf(HasSubstr("the experts need 14.0 MiB"), HasSubstr("free space on"),
+  EXPECT_THAT(Slurp(log_), AllOf(HasSubstr("the experts need 13.0 MiB"), HasSubstr("free space on"),
                                  HasSubstr("leaves 8.0 MiB")));
 }
 

@@ -123,10 +123,11 @@ class Progress {
 }  // namespace
 
 absl::StatusOr<SegmentPlan> PlanExperts(const Checkpoint& checkpoint, int n_threads,
-                                        std::stop_token stop) {
+                                        ExpertLayout layout, std::stop_token stop) {
   const ModelConfig& config = checkpoint.config();
   const std::vector<ExpertId> ids = AllExperts(config);
   SegmentPlan plan;
+  plan.expert_layout = layout;
   plan.fingerprint = checkpoint.ExpertFingerprint();
   plan.n_layers = config.n_layers;
   plan.n_experts = ids.empty() ? 0 : config.n_experts;
@@ -136,7 +137,7 @@ absl::StatusOr<SegmentPlan> PlanExperts(const Checkpoint& checkpoint, int n_thre
   // elements.
   const auto plan_one = [&](const ExpertId& id) -> absl::Status {
     HEARTH_ASSIGN_OR_RETURN(const ExpertRef shapes, ReadShapes(checkpoint, id));
-    const auto bytes = PackedExpertBytes(shapes);
+    const auto bytes = PackedExpertBytes(shapes, layout);
     if (!bytes.ok()) return Annotate(bytes.status(), ModuleOf(id));
     plan.payload_bytes[static_cast<size_t>(id.layer) * static_cast<size_t>(plan.n_experts) +
                        static_cast<size_t>(id.expert)] = *bytes;
@@ -179,8 +180,9 @@ absl::StatusOr<LoadSummary> LoadExperts(const Checkpoint& checkpoint, SegmentWri
 }
 
 absl::StatusOr<std::unique_ptr<SegmentReader>> LoadIntoMemory(const Checkpoint& checkpoint,
-                                                              int n_threads) {
-  HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan, PlanExperts(checkpoint, n_threads));
+                                                              int n_threads,
+                                                              ExpertLayout layout) {
+  HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan, PlanExperts(checkpoint, n_threads, layout));
   HEARTH_ASSIGN_OR_RETURN(const auto writer, SegmentWriter::CreateInMemory(plan));
   HEARTH_RETURN_IF_ERROR(LoadExperts(checkpoint, *writer, {.n_threads = n_threads}).status());
   HEARTH_RETURN_IF_ERROR(writer->MarkReady());

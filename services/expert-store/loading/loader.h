@@ -38,6 +38,7 @@ struct LoadSummary {
 
 // Sizes of all experts, tensor by tensor. Errors name the tensor.
 absl::StatusOr<SegmentPlan> PlanExperts(const Checkpoint& checkpoint, int n_threads,
+                                        ExpertLayout layout = kPlainExperts,
                                         std::stop_token stop = {});
 
 // Checks, packs and publishes every expert, several at a time. Experts that are published already
@@ -53,7 +54,7 @@ absl::Status ReloadExpert(const Checkpoint& checkpoint, SegmentWriter& writer, i
                           int expert);
 
 // All experts in a memfd of this process.
-absl::StatusOr<std::unique_ptr<SegmentReader>> LoadIntoMemory(const Checkpoint& checkpoint,
-                                                              int n_threads);
+absl::StatusOr<std::unique_ptr<SegmentReader>> LoadIntoMemory(
+    const Checkpoint& checkpoint, int n_threads, ExpertLayout layout = kPlainExperts);
 
 }  // namespace hearth::store

@@ -160,11 +160,11 @@ TEST_F(StoreServiceTest, AttachWaitsForTheExpertsAndChecksWhatTheWorkerExpects) 
   grpc::Status end;
   Watch(&end);
   v1::AttachRequest request;
-  request.set_layout_version(1);
+  request.set_layout_version(kLayoutVersion);
   request.set_expected_fingerprint("0123abcd");
   ASSERT_OK(Attach(request, &response));
   EXPECT_EQ(response.fingerprint(), "0123abcd");
-  EXPECT_EQ(response.layout_version(), 1u);
+  EXPECT_EQ(response.layout_version(), kLayoutVersion);
   EXPECT_EQ(response.store_instance(), Describe().store_instance());
   ASSERT_OK_AND_ASSIGN(const auto reader, SegmentReader::Open(response.segment_path(), "0123abcd"));
   EXPECT_EQ(reader->bytes(), response.segment_bytes());

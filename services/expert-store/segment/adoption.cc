@@ -16,13 +16,17 @@ bool HasExperts(const ModelConfig& config, int layer) {
 
 // The segment is about this checkpoint: fingerprint, and an entry exactly where the model has an
 // expert.
-absl::Status CheckModel(const SegmentWriter& writer, const Checkpoint& checkpoint) {
+absl::Status CheckModel(const SegmentWriter& writer, const Checkpoint& checkpoint,
+                        ExpertLayout layout) {
   const SegmentInfo& info = writer.info();
   const ModelConfig& config = checkpoint.config();
   const std::string wanted = checkpoint.ExpertFingerprint();
   if (info.fingerprint != wanted) {
     return absl::FailedPreconditionError(
         absl::StrCat("holds the experts of checkpoint ", info.fingerprint, ", wanted is ", wanted));
+  }
+  if (info.expert_layout != layout) {
+    return absl::FailedPreconditionError("holds the experts in the other layout");
   }
   bool any = false;
   for (int layer = 0; layer < config.n_layers; ++layer) any |= HasExperts(config, layer);
@@ -77,14 +81,15 @@ void Sample(AdoptionResult* result) {
 
 }  // namespace
 
-AdoptionResult ExamineSegment(const std::filesystem::path& path, const Checkpoint& checkpoint) {
+AdoptionResult ExamineSegment(const std::filesystem::path& path, const Checkpoint& checkpoint,
+                              ExpertLayout layout) {
   AdoptionResult result;
   auto writer = SegmentWriter::OpenExisting(path);
   if (!writer.ok()) {
     if (!absl::IsNotFound(writer.status())) result.reason = std::string(writer.status().message());
     return result;
   }
-  if (const absl::Status model = CheckModel(**writer, checkpoint); !model.ok()) {
+  if (const absl::Status model = CheckModel(**writer, checkpoint, layout); !model.ok()) {
     result.reason = std::string(model.message());
     return result;
   }

@@ -110,7 +110,7 @@ absl::Status ExpertStore::OpenModel() {
 
 absl::StatusOr<bool> ExpertStore::TryAdopt(std::stop_token stop) {
   SetPhase(StorePhase::kAdopting, "looking at the existing segment");
-  AdoptionResult found = ExamineSegment(options_.segment_path, *checkpoint_);
+  AdoptionResult found = ExamineSegment(options_.segment_path, *checkpoint_, options_.expert_layout);
   if (!found.reason.empty()) {
     LogInfo(found.writer != nullptr ? "existing segment is not complete; its good experts are kept"
                                     : "existing segment is replaced",
@@ -141,7 +141,7 @@ absl::StatusOr<bool> ExpertStore::TryAdopt(std::stop_token stop) {
 absl::Status ExpertStore::LoadNew(std::stop_token stop) {
   SetPhase(StorePhase::kReserving, "reserving memory for the experts");
   HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan,
-                          PlanExperts(*checkpoint_, options_.n_threads, stop));
+                          PlanExperts(*checkpoint_, options_.n_threads, options_.expert_layout, stop));
   HEARTH_ASSIGN_OR_RETURN(auto writer, SegmentWriter::Create(options_.segment_path, plan, stop));
   {
     const std::lock_guard lock(mutex_);

@@ -27,6 +27,7 @@ struct StoreOptions {
   std::filesystem::path segment_path;
   std::filesystem::path profile_path;
   int n_threads = 1;
+  ExpertLayout expert_layout = kTiledExperts;
   uint64_t load_bytes_per_second = 0;                // 0: no limit
   uint64_t verify_bytes_per_second = 1'000'000'000;  // 0: no background verification
   // From the end of one pass over all checksums to the next.

@@ -6,9 +6,10 @@
 
 namespace hearth::worker {
 
-AttachedExperts::AttachedExperts(int n_layers, int n_experts)
+AttachedExperts::AttachedExperts(int n_layers, int n_experts, bool needs_plain)
     : n_layers_(n_layers),
       n_experts_(n_experts),
+      needs_plain_(needs_plain),
       uses_(static_cast<size_t>(n_layers) * static_cast<size_t>(n_experts)),
       taken_(uses_.size(), 0) {}
 
@@ -30,6 +31,12 @@ absl::Status AttachedExperts::Offer(std::shared_ptr<const SegmentReader> reader)
     return absl::InvalidArgumentError(
         absl::StrCat("the segment has ", reader->n_layers(), " layers of ", reader->n_experts(),
                      " experts, the model ", n_layers_, " of ", n_experts_));
+  }
+  if (needs_plain_ && reader->info().expert_layout != kPlainExperts) {
+    return absl::FailedPreconditionError(
+        "the segment keeps experts in tiles, whose scales are rounded: start the store with "
+        "--exact "
+        "too");
   }
   const std::lock_guard lock(mutex_);
   segment_bytes_ = reader->bytes();

@@ -21,14 +21,15 @@ struct ExpertUses {
 
 class AttachedExperts final : public ExpertSource {
  public:
-  AttachedExperts(int n_layers, int n_experts);
+  // `needs_plain`: only segments whose experts lie as in the checkpoint, for the float32 backend.
+  AttachedExperts(int n_layers, int n_experts, bool needs_plain = false);
 
   // Engine's threads, during a step. Unavailable before the first segment is there and while an
   // expert is being reloaded; NotFound for ids out of range.
   absl::StatusOr<ExpertRef> Get(int layer, int expert) override;
 
   // Any thread: from the next step on, experts are read there. InvalidArgument if its layers and
-  // experts are not this model's.
+  // experts are not this model's; FailedPrecondition for tiles where plain experts are needed.
   absl::Status Offer(std::shared_ptr<const SegmentReader> reader);
   // Engine's thread, between steps: takes over what was offered last. The former mapping ends here.
   void BeginStep();
@@ -44,6 +45,7 @@ class AttachedExperts final : public ExpertSource {
  private:
   const int n_layers_;
   const int n_experts_;
+  const bool needs_plain_;
   std::shared_ptr<const SegmentReader> current_;  // changed between steps only
 
   std::mutex mutex_;

@@ -55,6 +55,20 @@ TEST_F(AttachedExpertsTest, SegmentOfAnotherModelIsRefused) {
               IsStatus(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("of 4 experts")));
 }
 
+TEST_F(AttachedExpertsTest, TilesAreRefusedWherePlainExpertsAreNeeded) {
+  SegmentPlan plan = hearth::testing::TestPlan();
+  plan.expert_layout = kTiledExperts;  // the fake experts' shapes leave them as they are
+  ASSERT_OK_AND_ASSIGN(const auto writer, SegmentWriter::CreateInMemory(plan));
+  hearth::testing::FillAll(*writer);
+  AttachedExperts experts(3, 4, /*needs_plain=*/true), any(3, 4);
+  ASSERT_OK_AND_ASSIGN(auto tiled, writer->OpenReader());
+  EXPECT_THAT(experts.Offer(std::move(tiled)),
+              IsStatus(absl::StatusCode::kFailedPrecondition, ::testing::HasSubstr("--exact")));
+  EXPECT_OK(experts.Offer(Segment()));
+  ASSERT_OK_AND_ASSIGN(auto again, writer->OpenReader());
+  EXPECT_OK(any.Offer(std::move(again)));
+}
+
 TEST_F(AttachedExpertsTest, UsesAreCountedAndTakenOnce) {
   AttachedExperts experts(3, 4);
   ASSERT_OK(experts.Offer(Segment()));

@@ -22,7 +22,6 @@ constexpr char kNoExperts[] =
 using namespace std::chrono_literals;
 
 constexpr auto kCallTimeout = 5s;
-constexpr uint32_t kNewestLayout = 1;
 
 // What SegmentReader would call the file; asked before mapping 40 GB again.
 std::string FileIdentity(const std::string& path) {
@@ -94,7 +93,7 @@ absl::Status StoreClient::Attach() {
   v1::AttachRequest request;
   request.set_worker_id(options_.worker_id);
   request.set_expected_fingerprint(options_.fingerprint);
-  request.set_layout_version(kNewestLayout);
+  request.set_layout_version(kLayoutVersion);
   v1::AttachResponse response;
   {
     grpc::ClientContext context;
