@@ -13,6 +13,9 @@ namespace hearth::worker {
 class Parallel {
  public:
   explicit Parallel(int n_threads) : pool_(n_threads) {}
+  explicit Parallel(const ThreadPoolOptions& options) : pool_(options) {}
+
+  int n_threads() const { return pool_.n_threads(); }
 
   // Runs body(begin, end) over pieces of [0, n) of at most `piece` items. Work below kInlineWork
   // operations in all stays on the caller, where waking a thread (10 us) would cost more than it
@@ -26,6 +29,17 @@ class Parallel {
       if (interrupted_.load(std::memory_order_relaxed)) return;
       const int64_t begin = i * piece;
       body(begin, begin + piece < n ? begin + piece : n);
+      progress_.fetch_add(1, std::memory_order_relaxed);
+    });
+  }
+
+  // Runs body(i) for every i of [0, n), one by one from a shared counter: for pieces that are worth
+  // a loop (20 us in all). Once interrupted, the rest is skipped.
+  template <typename Body>
+  void Each(int64_t n, const Body& body) {
+    pool_.ParallelFor(static_cast<int>(n), [&](int i) {
+      if (interrupted_.load(std::memory_order_relaxed)) return;
+      body(int64_t{i});
       progress_.fetch_add(1, std::memory_order_relaxed);
     });
   }
