@@ -38,7 +38,7 @@ constexpr uint64_t kMaxReportBytes = 16 << 20;
 struct BenchmarkFlags {
   std::string model,
       tests = "prefill:128,prefill:512,prefill:2k,decode:128@0,decode:128@2k,decode:128@32k";
-  std::string batch = "1", routing = "flat", compare;
+  std::string batch = "1", routing = "flat", compare, isa;
   int threads = UsableCores();
   int repetitions = 5;
   int max_batch_tokens = 512;
@@ -80,19 +80,23 @@ absl::StatusOr<Loaded> Load(const BenchmarkFlags& flags,
   const ModelConfig& config = loaded.checkpoint->config();
   HEARTH_ASSIGN_OR_RETURN(loaded.routing, worker::MakeRouting(flags.routing, config, flags.seed));
   worker::EngineOptions options{.n_threads = flags.threads,
+                                .exact = flags.exact,
+                                .isa = flags.isa,
                                 .max_batch_tokens = flags.max_batch_tokens,
                                 .routing = loaded.routing.routing.get()};
   options.kv_tokens = worker::KvTokensNeeded(tests, options.page_tokens);
+  const ExpertLayout layout = flags.exact ? kPlainExperts : kTiledExperts;
   HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan,
-                          store::PlanExperts(*loaded.checkpoint, flags.threads));
+                          store::PlanExperts(*loaded.checkpoint, flags.threads, layout));
   for (const uint64_t bytes : plan.payload_bytes) loaded.expert_bytes += bytes;
-  HEARTH_ASSIGN_OR_RETURN(loaded.dense_bytes, worker::DenseMemory(*loaded.checkpoint));
+  HEARTH_ASSIGN_OR_RETURN(loaded.dense_bytes, worker::DenseMemory(*loaded.checkpoint, flags.exact));
   HEARTH_ASSIGN_OR_RETURN(const worker::Traffic traffic,
-                          worker::ComputeTraffic(*loaded.checkpoint));
+                          worker::ComputeTraffic(*loaded.checkpoint, flags.exact));
   loaded.kv_bytes =
       static_cast<uint64_t>(traffic.kv_token_bytes * static_cast<double>(options.kv_tokens));
   HEARTH_RETURN_IF_ERROR(CheckMemory(loaded.expert_bytes, loaded.dense_bytes, loaded.kv_bytes));
-  HEARTH_ASSIGN_OR_RETURN(auto segment, store::LoadIntoMemory(*loaded.checkpoint, flags.threads));
+  HEARTH_ASSIGN_OR_RETURN(auto segment,
+                          store::LoadIntoMemory(*loaded.checkpoint, flags.threads, layout));
   loaded.experts = std::make_unique<worker::SegmentExperts>(std::move(segment));
   loaded.counted = std::make_unique<worker::CountingExperts>(loaded.experts.get());
   HEARTH_ASSIGN_OR_RETURN(
@@ -117,7 +121,7 @@ absl::StatusOr<worker::BenchmarkReport> RunTests(const BenchmarkFlags& flags) {
   report.model = IsSyntheticName(flags.model) ? loaded.checkpoint->folder().string() : flags.model;
   report.n_threads = flags.threads;
   report.repetitions = flags.repetitions;
-  report.kernels = "float32 reference";
+  report.kernels = std::string(loaded.engine->backend());
   report.routing = loaded.routing.description;
   report.fills_contexts =
       std::ranges::any_of(tests, [](const auto& test) { return test.context > 0; });
@@ -126,7 +130,7 @@ absl::StatusOr<worker::BenchmarkReport> RunTests(const BenchmarkFlags& flags) {
                    {"RAM", "KV pages", loaded.kv_bytes}};
   HEARTH_ASSIGN_OR_RETURN(report.read_bandwidth, ReadBandwidth(flags.threads));
   HEARTH_ASSIGN_OR_RETURN(const worker::Traffic traffic,
-                          worker::ComputeTraffic(*loaded.checkpoint));
+                          worker::ComputeTraffic(*loaded.checkpoint, flags.exact));
   for (const worker::BenchmarkTest& test : tests) {
     Say(absl::StrCat(worker::TestName(test), " batch ", test.batch, " ..."));
     HEARTH_ASSIGN_OR_RETURN(worker::BenchmarkResult result,
@@ -231,7 +235,10 @@ void AddBenchmark(CLI::App& app, int* exit_code) {
                       "Older output of --json; exit status 1 if a test became slower");
   command->add_option("--threshold", flags->threshold, "Share that counts as slower (0.05)")
       ->check(CLI::Range(0.0, 1.0));
-  command->add_flag("--exact", flags->exact, "Float32 reference kernels (the only ones so far)");
+  command->add_flag("--exact", flags->exact, "The float32 backend");
+  command
+      ->add_option("--isa", flags->isa, "Instruction set of the fast backend (default: the best)")
+      ->check(CLI::IsMember({"avx512", "avxvnni", "avx2"}));
   command->callback([flags, exit_code] { *exit_code = Run(*flags); });
 }
 

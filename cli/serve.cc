@@ -36,6 +36,7 @@ const std::vector<PassedFlag>& PassedFlags() {
       {"--kv-tokens", "Tokens that all generations together can keep", {kWorker}},
       {"--model-name", "The model's name in the API (default: the folder's)", {kWorker}},
       {"--backend", "What computes: cpu", {kWorker}},
+      {"--isa", "Instruction set of the CPU backend: avx512, avxvnni, avx2", {kWorker}},
       {"--log-level", "debug, info, warning or error", {kStore, kWorker, kGateway}},
       {"--allowed-host", "Further Host header to accept (may be repeated)", {kGateway}},
       {"--allowed-origin", "Web origin to accept (may be repeated)", {kGateway}},
@@ -50,6 +51,7 @@ struct ServeFlags {
   std::string model, run_dir, segment, bin_dir;
   std::vector<std::vector<std::string>> passed;  // values of each of PassedFlags()
   int grace_seconds = 5;
+  bool exact = false;
   bool verbose = false;
 };
 
@@ -72,6 +74,10 @@ void FillIn(ServeFlags& flags) {
   cluster.grace = std::chrono::seconds(flags.grace_seconds);
   if (::isatty(STDERR_FILENO) != 0) {
     cluster.style = flags.verbose ? Console::Style::kPeopleAll : Console::Style::kPeople;
+  }
+  if (flags.exact) {
+    cluster.store_flags.push_back("--exact");
+    cluster.worker_flags.push_back("--exact");
   }
   std::vector<std::string>* const targets[kServices] = {&cluster.store_flags, &cluster.worker_flags,
                                                         &cluster.gateway_flags};
@@ -137,6 +143,8 @@ void AddServe(CLI::App& app, int* exit_code) {
                     "Leave the experts in memory at the end, for a quick next start");
   command->add_flag("--metrics", cluster.expose_metrics,
                     "Metrics of worker and store on loopback, ports + 1 and + 2");
+  command->add_flag("--exact", flags->exact,
+                    "Compute in float32 throughout: slow, for comparisons");
   command->add_flag("--verbose", flags->verbose, "All log lines, also on a terminal");
   command->add_option("--bin-dir", flags->bin_dir)->group("");  // for tests
   for (size_t i = 0; i < PassedFlags().size(); ++i) {

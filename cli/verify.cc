@@ -19,18 +19,24 @@ namespace {
 struct VerifyFlags {
   std::string model, reference;
   bool json = false;
+  bool exact = false, fast = false;
+  std::string isa;
   int threads = UsableCores();
 };
 
 // Everything in one process: the experts lie in a private segment, read as a worker reads them.
 absl::StatusOr<worker::VerifyReport> RunVerify(const VerifyFlags& flags) {
   HEARTH_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(flags.model));
-  HEARTH_ASSIGN_OR_RETURN(auto segment, store::LoadIntoMemory(*checkpoint, flags.threads));
+  HEARTH_ASSIGN_OR_RETURN(auto segment,
+                          store::LoadIntoMemory(*checkpoint, flags.threads,
+                                                flags.fast ? kTiledExperts : kPlainExperts));
   worker::SegmentExperts experts(std::move(segment));
   HEARTH_ASSIGN_OR_RETURN(const auto engine, worker::Engine::Create(*checkpoint, &experts,
                                                                     {.n_threads = flags.threads,
+                                                                     .exact = !flags.fast,
+                                                                     .isa = flags.isa,
                                                                      .max_batch_tokens = 4096}));
-  return worker::Verify(*engine, flags.reference);
+  return worker::Verify(*engine, flags.reference, {.exact = !flags.fast});
 }
 
 }  // namespace
@@ -44,6 +50,15 @@ void AddVerify(CLI::App& app, int* exit_code) {
   command->add_option("model", flags->model, "Checkpoint folder")->required();
   command->add_option("reference", flags->reference, "reference.safetensors")->required();
   command->add_flag("--json", flags->json, "Print one JSON object");
+  CLI::Option* exact =
+      command->add_flag("--exact", flags->exact,
+                        "The float32 backend, by strict tolerances in every quantity: the default");
+  command
+      ->add_flag("--fast", flags->fast,
+                 "The fast backend, judged by its logits and the likelihood of the text")
+      ->excludes(exact);
+  command->add_option("--isa", flags->isa, "Instruction set of the fast one (default: the best)")
+      ->check(CLI::IsMember({"avx512", "avxvnni", "avx2"}));
   command->add_option("--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024));
   command->callback([flags, exit_code] {
     const auto report = RunVerify(*flags);

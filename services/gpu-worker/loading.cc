@@ -153,10 +153,12 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                      "; the two belong to different models"));
   }
   state.Set(v1::WORKER_STATE_STARTING, "reading the dense weights", 0.1);
-  model->experts = std::make_unique<AttachedExperts>(config.n_layers, config.n_experts);
+  model->experts = std::make_unique<AttachedExperts>(config.n_layers, config.n_experts, line.exact);
   HEARTH_ASSIGN_OR_RETURN(model->engine,
                           Engine::Create(*model->checkpoint, model->experts.get(),
                                          {.n_threads = line.n_threads,
+                                          .exact = line.exact,
+                                          .isa = line.isa,
                                           .kv_tokens = line.kv_tokens,
                                           .max_batch_tokens = line.max_batch_tokens}));
   model->served.tokenizer = model->tokenizer.get();

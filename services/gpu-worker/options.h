@@ -19,6 +19,8 @@ struct CommandLine {
   std::string model_name;      // empty: the model folder's name
   std::string backend = "cpu";
   int n_threads = 0;
+  bool exact = false;
+  std::string isa;  // empty: the best
   int64_t context = 0;  // 0: what model and KV pages allow
   int64_t kv_tokens = 65536;
   int max_sequences = 8;

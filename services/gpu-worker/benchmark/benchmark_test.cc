@@ -75,7 +75,7 @@ TEST(Traffic, AStepTouchesEachPartAsOftenAsItIsUsed) {
 // state 2 MiB a layer, keys and values of 2 heads of 256.
 TEST(Traffic, TheLargeShapesBytesAreThoseOfItsDescription) {
   ASSERT_OK_AND_ASSIGN(const auto checkpoint, OpenModel("synthetic:qwen3-next-80b,layers=4", 1));
-  ASSERT_OK_AND_ASSIGN(const Traffic traffic, ComputeTraffic(*checkpoint));
+  ASSERT_OK_AND_ASSIGN(const Traffic traffic, ComputeTraffic(*checkpoint, true));
   EXPECT_NEAR(traffic.head_bytes, 151936.0 * 2048 * 2, 1);
   EXPECT_NEAR(traffic.expert_bytes, 3 * 2048 * 512 * (0.5 + 4.0 / 64), 1000);
   EXPECT_EQ(traffic.embedding_row_bytes, 4096);
@@ -102,7 +102,7 @@ class RunnerTest : public ::testing::Test {
         Engine::Create(*checkpoint_, experts_.get(), {.kv_tokens = 1024, .max_batch_tokens = 32});
     ASSERT_OK(engine);
     engine_ = *std::move(engine);
-    traffic_ = *ComputeTraffic(*checkpoint_);
+    traffic_ = *ComputeTraffic(*checkpoint_, true);
   }
 
   absl::StatusOr<BenchmarkResult> Run(const BenchmarkTest& test, int repetitions = 3) {

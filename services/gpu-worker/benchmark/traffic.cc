@@ -6,35 +6,41 @@
 #include "common/checkpoint/model_tensors.h"
 #include "common/experts/packing.h"
 #include "common/tensor/linear.h"
+#include "services/gpu-worker/engine/tiled_weights.h"
 
 namespace hearth::worker {
 namespace {
 
 double BytesIn(const LinearRef& linear) {
   const LinearBytes bytes = BytesOf(linear);
-  return static_cast<double>(bytes.data) +
-         (linear.kind == WeightKind::kBlock4 ? static_cast<double>(bytes.absmax) : 0);
+  return static_cast<double>(bytes.data + bytes.absmax);
 }
 
-absl::StatusOr<double> ExpertBytes(const Checkpoint& checkpoint, const std::string& experts) {
+LinearRef KeptForm(const LinearRef& linear, bool is_exact, bool is_head) {
+  return is_exact ? linear : FastForm(linear, is_head);
+}
+
+absl::StatusOr<double> ExpertBytes(const Checkpoint& checkpoint, const std::string& experts,
+                                   bool is_exact) {
   ExpertRef shapes;
   HEARTH_ASSIGN_OR_RETURN(shapes.gate, checkpoint.LinearShape(experts + ".0.gate_proj"));
   HEARTH_ASSIGN_OR_RETURN(shapes.up, checkpoint.LinearShape(experts + ".0.up_proj"));
   HEARTH_ASSIGN_OR_RETURN(shapes.down, checkpoint.LinearShape(experts + ".0.down_proj"));
-  HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes, PackedExpertBytes(shapes));
+  HEARTH_ASSIGN_OR_RETURN(const uint64_t bytes,
+                          PackedExpertBytes(shapes, is_exact ? kPlainExperts : kTiledExperts));
   return static_cast<double>(bytes);
 }
 
 }  // namespace
 
-absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint) {
+absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint, bool is_exact) {
   const ModelConfig& c = checkpoint.config();
   const ModelTensors tensors = ListModelTensors(c);
   Traffic traffic;
   for (const LinearSpec& spec : tensors.linears) {
     if (spec.module == "lm_head" || spec.module == "model.embed_tokens") continue;
     HEARTH_ASSIGN_OR_RETURN(const LinearRef shape, checkpoint.LinearShape(spec.module));
-    traffic.dense_bytes += BytesIn(shape);
+    traffic.dense_bytes += BytesIn(KeptForm(shape, is_exact, false));
   }
   for (const VectorSpec& spec : tensors.vectors) {  // kept as float32
     double n = sizeof(float);
@@ -43,10 +49,11 @@ absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint) {
   }
   HEARTH_ASSIGN_OR_RETURN(const LinearRef head, checkpoint.LinearShape("lm_head"));
   HEARTH_ASSIGN_OR_RETURN(const LinearRef embedding, checkpoint.LinearShape("model.embed_tokens"));
-  traffic.head_bytes = BytesIn(head);
+  traffic.head_bytes = BytesIn(KeptForm(head, is_exact, true));
   traffic.embedding_row_bytes = BytesIn(embedding) / static_cast<double>(embedding.out);
   if (!tensors.experts.empty()) {
-    HEARTH_ASSIGN_OR_RETURN(traffic.expert_bytes, ExpertBytes(checkpoint, tensors.experts[0]));
+    HEARTH_ASSIGN_OR_RETURN(traffic.expert_bytes,
+                            ExpertBytes(checkpoint, tensors.experts[0], is_exact));
   }
   const double recurrent =
       static_cast<double>(c.linear_value_heads) * c.linear_key_head_dim * c.linear_value_head_dim;
@@ -69,8 +76,8 @@ double StepBytes(const Traffic& traffic, const StepTraffic& step) {
          traffic.kv_token_bytes * static_cast<double>(step.kv_positions + step.rows);
 }
 
-absl::StatusOr<uint64_t> DenseMemory(const Checkpoint& checkpoint) {
-  HEARTH_ASSIGN_OR_RETURN(const Traffic traffic, ComputeTraffic(checkpoint));
+absl::StatusOr<uint64_t> DenseMemory(const Checkpoint& checkpoint, bool is_exact) {
+  HEARTH_ASSIGN_OR_RETURN(const Traffic traffic, ComputeTraffic(checkpoint, is_exact));
   const ModelConfig& config = checkpoint.config();
   const double embedding = traffic.embedding_row_bytes * config.vocab_size;
   return static_cast<uint64_t>(traffic.dense_bytes + embedding +

@@ -19,7 +19,7 @@ struct Traffic {
   double state_bytes = 0;          // delta-net states of a sequence, read and written in a step
   double kv_token_bytes = 0;       // keys and values of one position in all layers
 };
-absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint);
+absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint, bool is_exact);
 
 struct StepTraffic {
   int64_t rows = 0;
@@ -31,6 +31,6 @@ struct StepTraffic {
 double StepBytes(const Traffic& traffic, const StepTraffic& step);
 
 // Bytes of everything that is kept in memory but the routed experts.
-absl::StatusOr<uint64_t> DenseMemory(const Checkpoint& checkpoint);
+absl::StatusOr<uint64_t> DenseMemory(const Checkpoint& checkpoint, bool is_exact);
 
 }  // namespace hearth::worker

@@ -10,8 +10,10 @@
 #include "common/base/status_macros.h"
 #include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/engine/forward.h"
+#include "services/gpu-worker/engine/tiled_weights.h"
 #include "services/gpu-worker/engine/weights.h"
 #include "services/gpu-worker/ops/exact_ops.h"
+#include "services/gpu-worker/ops/fast_ops.h"
 #include "services/gpu-worker/state/cpu_sequence.h"
 #include "services/gpu-worker/state/kv_pool.h"
 
@@ -23,19 +25,40 @@ int AttentionLayers(const ModelConfig& config) {
       std::ranges::count(config.layers, MixerKind::kFullAttention, &LayerConfig::mixer));
 }
 
+// A token's loops follow each other within microseconds; between two tokens the sampler and the
+// scheduler run, mostly within this time.
+constexpr int kSpinMicroseconds = 200;
+
+// What computes: the ops, and the weights in their form.
+struct Backend {
+  std::string name;
+  ModelWeights weights;
+  PageBuffer memory;                 // of tiled weights
+  const Kernels* kernels = nullptr;  // of the fast backend
+};
+
+std::unique_ptr<Ops> MakeOps(const Backend& backend, Parallel* parallel) {
+  if (backend.kernels != nullptr) return std::make_unique<FastOps>(parallel, backend.kernels);
+  return std::make_unique<ExactOps>(parallel);
+}
+
 class CpuEngine final : public Engine {
  public:
-  CpuEngine(const ModelConfig& config, ModelWeights weights, std::shared_ptr<KvPool> pool,
+  CpuEngine(const ModelConfig& config, Backend backend, std::shared_ptr<KvPool> pool,
             ExpertSource* experts, const EngineOptions& options)
       : config_(config),
         options_(options),
-        weights_(std::move(weights)),
+        backend_(std::move(backend)),
         pool_(std::move(pool)),
-        parallel_(options.n_threads),
-        ops_(&parallel_),
-        forward_(config_, weights_, experts, &ops_, options.max_batch_tokens, options.routing) {}
+        parallel_({.n_threads = options.n_threads,
+                   .spin_microseconds = kSpinMicroseconds,
+                   .pin = !options.exact}),
+        ops_(MakeOps(backend_, &parallel_)),
+        forward_(config_, backend_.weights, experts, ops_.get(), options.max_batch_tokens,
+                 options.routing) {}
 
   const ModelConfig& config() const override { return config_; }
+  std::string_view backend() const override { return backend_.name; }
   std::unique_ptr<SequenceState> NewSequence() override {
     return std::make_unique<CpuSequence>(config_, pool_);
   }
@@ -59,10 +82,10 @@ class CpuEngine final : public Engine {
 
   const ModelConfig config_;
   const EngineOptions options_;
-  const ModelWeights weights_;
+  const Backend backend_;
   const std::shared_ptr<KvPool> pool_;
   Parallel parallel_;
-  ExactOps ops_;
+  const std::unique_ptr<Ops> ops_;
   Forward forward_;
 };
 
@@ -165,6 +188,30 @@ absl::Status CpuEngine::FillContext(SequenceState* state, int64_t n_tokens, uint
 
 }  // namespace
 
+namespace {
+
+absl::StatusOr<Backend> MakeBackend(const Checkpoint& checkpoint, const EngineOptions& options) {
+  Backend backend;
+  if (!options.exact) {
+    backend.kernels = FindKernels(options.isa);
+    if (backend.kernels == nullptr && !options.isa.empty()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("this CPU cannot run the instruction set '", options.isa,
+                       "'; leave it out to take the best there is"));
+    }
+  }
+  HEARTH_ASSIGN_OR_RETURN(backend.weights, ReadWeights(checkpoint));
+  if (backend.kernels == nullptr) {  // asked for, or a CPU without AVX2
+    backend.name = "float32";
+    return backend;
+  }
+  backend.name = std::string(backend.kernels->name);
+  HEARTH_ASSIGN_OR_RETURN(backend.memory, TileWeights(backend.weights, options.n_threads));
+  return backend;
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Checkpoint& checkpoint,
                                                        ExpertSource* experts,
                                                        const EngineOptions& options) {
@@ -177,13 +224,13 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Checkpoint& checkpo
                      " must be at least 1, and kv tokens ", options.kv_tokens, " at least a page"));
   }
   const ModelConfig& config = checkpoint.config();
-  HEARTH_ASSIGN_OR_RETURN(ModelWeights weights, ReadWeights(checkpoint));
+  HEARTH_ASSIGN_OR_RETURN(Backend backend, MakeBackend(checkpoint, options));
   const KvPoolShape shape{.n_layers = AttentionLayers(config),
                           .page_tokens = options.page_tokens,
                           .token_floats = int64_t{config.n_kv_heads} * config.head_dim,
                           .n_pages = options.kv_tokens / options.page_tokens};
   HEARTH_ASSIGN_OR_RETURN(std::shared_ptr<KvPool> pool, KvPool::Create(shape));
-  return std::make_unique<CpuEngine>(config, std::move(weights), std::move(pool), experts, options);
+  return std::make_unique<CpuEngine>(config, std::move(backend), std::move(pool), experts, options);
 }
 
 }  // namespace hearth::worker

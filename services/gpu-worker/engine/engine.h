@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -46,6 +47,11 @@ class RoutingOverride {
 
 struct EngineOptions {
   int n_threads = 1;
+  // The float32 backend, the reference; otherwise the fast one, which rounds activations to int8
+  // where weights are 4-bit, and the head's weights to 8 bits.
+  bool exact = true;
+  // Instruction set of the fast backend: "avx512", "avxvnni", "avx2"; empty: the best there is.
+  std::string isa = {};
   int page_tokens = 16;                // tokens a KV page holds
   int64_t kv_tokens = 65536;           // tokens that all sequences together can keep
   int max_batch_tokens = 512;          // rows of one step at most (a chunk is cut to fit)
@@ -89,12 +95,15 @@ using TensorObserver =
 class Engine {
  public:
   // Reads the dense weights. `experts` is borrowed and may become able to answer later.
+  // FailedPrecondition if the CPU lacks the instruction set.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const Checkpoint& checkpoint,
                                                         ExpertSource* experts,
                                                         const EngineOptions& options);
   virtual ~Engine() = default;
 
   virtual const ModelConfig& config() const = 0;
+  // What computes, for people: "float32", "avx512", …
+  virtual std::string_view backend() const = 0;
   virtual std::unique_ptr<SequenceState> NewSequence() = 0;
 
   // KV pages that `n_tokens` more tokens of a sequence would take beyond those it has.

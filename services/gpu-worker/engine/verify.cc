@@ -211,6 +211,10 @@ class Verification {
     CompareStates(states);
     CompareTensor("logits", whole->logits, tolerances_.logits);
     HEARTH_RETURN_IF_ERROR(Annotate(CompareDecoding(*whole->state, whole->logits), "decoding"));
+    if (!tolerances_.exact) {
+      for (VerifyQuantity& q : report_.quantities) q.is_judged = false;
+      JudgeOutcome(whole->logits);
+    }
     for (const size_t chunk : {1, 7, 64}) {
       HEARTH_RETURN_IF_ERROR(
           Annotate(CompareChunked(chunk, whole->logits, states), "chunked prefill"));
@@ -223,6 +227,39 @@ class Verification {
   }
 
  private:
+  // Of the fast backends: the text's likelihood and the logits as a whole.
+  void JudgeOutcome(const std::vector<float>& logits) {
+    const auto want = reference_.floats.find("logits");
+    if (want == reference_.floats.end() || want->second.size() != logits.size()) {
+      report_.quantities.push_back(
+          {.name = "logits RMS", .note = "the reference has no logits of this shape"});
+      return;
+    }
+    double sum = 0, squares = 0, errors = 0;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const double value = want->second[i], error = value - logits[i];
+      sum += value, squares += value * value, errors += error * error;
+    }
+    const auto n = static_cast<double>(logits.size());
+    const double deviation = std::sqrt(std::max(1e-60, squares / n - sum / n * (sum / n)));
+    Judge("logits RMS", std::sqrt(errors / n) / deviation, tolerances_.fast_logits_rms,
+          "of the reference's standard deviation");
+    const double nll = MeanNll(reference_.input_ids, want->second,
+                               static_cast<size_t>(engine_.config().vocab_size));
+    if (nll <= 0) return;  // a single token has none
+    Judge("mean NLL", std::abs(report_.mean_nll - nll) / nll, tolerances_.fast_nll,
+          absl::StrCat("the reference's is ", nll));
+  }
+
+  void Judge(std::string name, double error, double tolerance, std::string note) {
+    report_.quantities.push_back({.name = std::move(name),
+                                  .largest_error = error,
+                                  .mean_error = error,
+                                  .tolerance = tolerance,
+                                  .ok = error <= tolerance,
+                                  .note = std::move(note)});
+  }
+
   void CompareTensor(const std::string& name, const std::vector<float>& got, double tolerance) {
     const auto want = reference_.floats.find(name);
     if (want == reference_.floats.end()) return;
@@ -315,6 +352,7 @@ absl::StatusOr<VerifyReport> Verify(Engine& engine, const std::filesystem::path&
   HEARTH_ASSIGN_OR_RETURN(VerifyReport report,
                           Verification(engine, std::move(values), tolerances).Run());
   report.reference = reference.string();
+  report.backend = std::string(engine.backend());
   return report;
 }
 

@@ -8,17 +8,22 @@
 namespace hearth::worker {
 
 bool VerifyReport::ok() const {
-  return !quantities.empty() && std::ranges::all_of(quantities, &VerifyQuantity::ok);
+  return std::ranges::any_of(quantities, &VerifyQuantity::is_judged) &&
+         std::ranges::all_of(quantities,
+                             [](const VerifyQuantity& q) { return q.ok || !q.is_judged; });
 }
 
 std::string VerifyReport::ToText() const {
-  std::string text =
-      absl::StrFormat("%s: %d tokens, mean NLL %.6f\n", reference, n_tokens, mean_nll);
+  std::string text = absl::StrFormat("%s: backend %s, %d tokens, mean NLL %.6f\n", reference,
+                                     backend, n_tokens, mean_nll);
   absl::StrAppendFormat(&text, "  %-28s %12s %12s %10s\n", "quantity", "largest", "mean",
                         "allowed");
   for (const VerifyQuantity& q : quantities) {
     absl::StrAppendFormat(&text, "  %-28s %12.3g %12.3g %10.1g  %s%s%s\n", q.name, q.largest_error,
-                          q.mean_error, q.tolerance, q.ok ? "ok" : "WRONG",
+                          q.mean_error, q.tolerance,
+                          !q.is_judged ? "reported"
+                          : q.ok       ? "ok"
+                                       : "WRONG",
                           q.note.empty() ? "" : ", ", q.note);
   }
   for (const std::string& name : skipped) absl::StrAppend(&text, "  not compared: ", name, "\n");
@@ -34,11 +39,13 @@ json::object VerifyReport::ToJson() const {
                                 {"mean_error", q.mean_error},
                                 {"tolerance", q.tolerance},
                                 {"ok", q.ok},
+                                {"judged", q.is_judged},
                                 {"note", json::string(q.note)}});
   }
   json::array not_compared;
   for (const std::string& name : skipped) not_compared.emplace_back(json::string(name));
   return {{"reference", json::string(reference)},
+          {"backend", json::string(backend)},
           {"tokens", n_tokens},
           {"mean_nll", mean_nll},
           {"ok", ok()},

@@ -2,11 +2,14 @@
 
 #include <filesystem>
 #include <memory>
+#include <string>
+#include <tuple>
 
 #include "common/testing/source_dir.h"
 #include "common/testing/status_matchers.h"
 #include "services/expert-store/loading/loader.h"
 #include "services/gpu-worker/engine/expert_sources.h"
+#include "services/gpu-worker/ops/kernels.h"
 
 namespace hearth::worker {
 namespace {
@@ -21,13 +24,18 @@ std::filesystem::path Golden(const std::string& name) {
   return std::filesystem::path(hearth::testing::SourceDir()) / "tests/golden" / name;
 }
 
-absl::StatusOr<Loaded> Load(const std::filesystem::path& folder, int n_threads) {
+absl::StatusOr<Loaded> Load(const std::filesystem::path& folder, int n_threads,
+                            const std::string& isa = {}) {
+  const bool exact = isa.empty();
   Loaded loaded;
   HEARTH_ASSIGN_OR_RETURN(loaded.checkpoint, Checkpoint::Open(folder));
-  HEARTH_ASSIGN_OR_RETURN(auto segment, store::LoadIntoMemory(*loaded.checkpoint, n_threads));
+  HEARTH_ASSIGN_OR_RETURN(
+      auto segment,
+      store::LoadIntoMemory(*loaded.checkpoint, n_threads, exact ? kPlainExperts : kTiledExperts));
   loaded.experts = std::make_unique<SegmentExperts>(std::move(segment));
-  HEARTH_ASSIGN_OR_RETURN(loaded.engine, Engine::Create(*loaded.checkpoint, loaded.experts.get(),
-                                                        {.n_threads = n_threads}));
+  HEARTH_ASSIGN_OR_RETURN(loaded.engine,
+                          Engine::Create(*loaded.checkpoint, loaded.experts.get(),
+                                         {.n_threads = n_threads, .exact = exact, .isa = isa}));
   return loaded;
 }
 
@@ -46,6 +54,28 @@ INSTANTIATE_TEST_SUITE_P(References, VerifyGolden,
                          ::testing::Values("tiny-a", "tiny-a-bf16", "tiny-b", "made-yarn-tied",
                                            "made-top1-unnormalised", "made-fused-fp4",
                                            "made-equal-heads-f16"));
+
+class VerifyFast : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {};
+
+TEST_P(VerifyFast, LogitsAndLikelihoodAreWithinTolerance) {
+  const auto& [model, isa] = GetParam();
+  if (FindKernels(isa) == nullptr) GTEST_SKIP() << "this CPU lacks " << isa;
+  ASSERT_OK_AND_ASSIGN(const Loaded loaded, Load(Golden(model), 2, isa));
+  ASSERT_OK_AND_ASSIGN(
+      const VerifyReport report,
+      Verify(*loaded.engine, Golden(model) / "reference.safetensors", {.exact = false}));
+  EXPECT_TRUE(report.ok()) << report.ToText();
+  for (const VerifyQuantity& q : report.quantities) {
+    if (!q.name.starts_with("prefill in chunks")) continue;
+    EXPECT_EQ(q.largest_error, 0) << q.name << ": a row depends on how the prompt was cut";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(References, VerifyFast,
+                         ::testing::Combine(::testing::Values("tiny-a", "tiny-a-bf16", "tiny-b",
+                                                              "made-top1-unnormalised",
+                                                              "made-equal-heads-f16"),
+                                            ::testing::Values("avx512", "avxvnni", "avx2")));
 
 TEST(Verify, AnotherModelsReferenceIsFoundWrong) {
   ASSERT_OK_AND_ASSIGN(const Loaded loaded, Load(Golden("tiny-a"), 1));

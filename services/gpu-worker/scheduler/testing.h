@@ -73,6 +73,7 @@ class FakeEngine final : public Engine {
   ~FakeEngine() override { EXPECT_EQ(n_states_, 0); }
 
   const ModelConfig& config() const override { return config_; }
+  std::string_view backend() const override { return "fake"; }
   std::unique_ptr<SequenceState> NewSequence() override { return std::make_unique<State>(*this); }
   int64_t PagesNeeded(const SequenceState& state, int64_t n) const override {
     return PagesOf(state.n_tokens() + n) - PagesOf(state.n_tokens());
