@@ -1,5 +1,5 @@
-// Memory for big arrays that stay: whole pages, huge ones where the system gives them, all of them
-// there before the first use.
+// Memory for big arrays that stay: whole pages, huge ones where the system gives them, spread over
+// the memory nodes.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,11 @@ namespace hearth {
 class PageBuffer {
  public:
   PageBuffer() = default;
-  // Zeroed. ResourceExhausted if the memory limit of this process or the machine leaves less.
+  // Zeroed, all of it there before the first use. ResourceExhausted if the memory limit of this
+  // process or the machine leaves less.
   static absl::StatusOr<PageBuffer> Allocate(size_t bytes);
+  // Only the address space: zeroed pages come as they are touched.
+  static absl::StatusOr<PageBuffer> Reserve(size_t bytes);
   ~PageBuffer();
   PageBuffer(PageBuffer&& other) noexcept;
   PageBuffer& operator=(PageBuffer&& other) noexcept;

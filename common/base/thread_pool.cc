@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "common/base/numa.h"
+
 namespace hearth {
 namespace {
 
@@ -126,7 +128,9 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(const ThreadPoolOptions& options)
     : state_(std::make_unique<State>(options)) {
-  const std::vector<int> cores = AllowedCores();
+  // The first core is left to the thread that calls ParallelFor.
+  const std::vector<int> cores =
+      options.pin ? PinningOrder(ReadPlaces(AllowedCores())) : std::vector<int>();
   for (int i = 1; i < options.n_threads; ++i) {
     auto& thread = state_->threads.emplace_back([state = state_.get()] { state->Run(); });
     if (options.pin && options.n_threads <= static_cast<int>(cores.size())) {

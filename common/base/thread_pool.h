@@ -27,7 +27,8 @@ struct ThreadPoolOptions {
   int n_threads = 1;  // >= 1, counts the calling thread: 1 runs everything on the caller
   // How long an idle thread spins before it parks. 0: at once, for loops of long bodies.
   int spin_microseconds = 0;
-  // Ties each thread but the caller's to a core of its own, where there are enough.
+  // Ties each thread but the caller's to a core of its own, where there are enough: one of each
+  // physical core before any second one, spread over the memory nodes.
   bool pin = false;
 };
 

@@ -1,0 +1,61 @@
+#include "common/base/huge_pages.h"
+
+#include <fstream>
+#include <string>
+
+#include "common/base/page_buffer.h"
+#include "common/testing/status_matchers.h"
+
+namespace hearth {
+namespace {
+
+bool AnonymousHugePagesAreGiven() {
+  std::ifstream in("/sys/kernel/mm/transparent_hugepage/enabled");
+  std::string line;
+  std::getline(in, line);
+  return line.find("[always]") != std::string::npos || line.find("[madvise]") != std::string::npos;
+}
+
+bool IsAligned(const void* data, size_t alignment) {
+  return reinterpret_cast<uintptr_t>(data) % alignment == 0;
+}
+
+TEST(PageBuffer, LiesInHugePagesWhereTheSystemGivesThem) {
+  constexpr size_t kBytes = (size_t{5} << 20) + 123;
+  ASSERT_OK_AND_ASSIGN(const PageBuffer buffer, PageBuffer::Allocate(kBytes));
+  EXPECT_TRUE(IsAligned(buffer.data(), kHugePageBytes));
+  EXPECT_EQ(buffer.bytes(), kBytes);
+  if (!AnonymousHugePagesAreGiven()) GTEST_SKIP() << "transparent huge pages are off";
+  EXPECT_GE(buffer.HugeBytes(), kBytes);
+}
+
+TEST(PageBuffer, ReservedMemoryIsThereWhenItIsTouched) {
+  ASSERT_OK_AND_ASSIGN(const PageBuffer buffer, PageBuffer::Reserve(size_t{1} << 40));
+  EXPECT_EQ(buffer.HugeBytes(), 0u);
+  buffer.data()[size_t{1} << 39] = std::byte{1};
+  EXPECT_EQ(buffer.data()[(size_t{1} << 39) + 1], std::byte{0});
+  if (!AnonymousHugePagesAreGiven()) GTEST_SKIP() << "transparent huge pages are off";
+  EXPECT_EQ(buffer.HugeBytes(), kHugePageBytes);
+}
+
+TEST(HugeVector, BigOnesLieInHugePagesAndSmallOnesInLines) {
+  HugeVector<float> small(10, 1.5F);
+  EXPECT_TRUE(IsAligned(small.data(), 64));
+  HugeVector<float> big(3 << 20, 2.5F);
+  EXPECT_TRUE(IsAligned(big.data(), kHugePageBytes));
+  const HugeVector<float> moved = std::move(big);
+  EXPECT_EQ(moved[(3 << 20) - 1], 2.5F);
+  if (!AnonymousHugePagesAreGiven()) GTEST_SKIP() << "transparent huge pages are off";
+  EXPECT_GE(HugeBytes(moved.data(), moved.size() * sizeof(float)), size_t{12} << 20);
+}
+
+TEST(HugeVector, GrowsAndShrinksAcrossTheLimit) {
+  HugeVector<int> numbers;
+  for (int i = 0; i < 600'000; ++i) numbers.push_back(i);
+  numbers.resize(100);
+  numbers.shrink_to_fit();
+  for (int i = 0; i < 100; ++i) ASSERT_EQ(numbers[static_cast<size_t>(i)], i);
+}
+
+}  // namespace
+}  // namespace hearth
