@@ -11,6 +11,7 @@
 #include <limits>
 #include <sstream>
 #include <string_view>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -80,6 +81,13 @@ void Tighten(const fs::path& mount, fs::path group, const MemoryFiles& files,
   }
 }
 
+bool IsHugetlbfs(const fs::path& folder, uint64_t* page_bytes = nullptr) {
+  struct statfs system {};
+  if (::statfs(folder.c_str(), &system) != 0 || system.f_type != HUGETLBFS_MAGIC) return false;
+  if (page_bytes != nullptr) *page_bytes = static_cast<uint64_t>(system.f_bsize);
+  return true;
+}
+
 std::string Mib(uint64_t bytes) {
   return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
 }
@@ -110,7 +118,18 @@ std::optional<MemoryRoom> MachineRoom(const fs::path& meminfo) {
   return MemoryRoom{kib * 1024, "this machine's available memory"};
 }
 
+std::optional<MemoryRoom> HugePagePoolRoom(uint64_t page_bytes, const fs::path& sys_hugepages) {
+  const fs::path pool = sys_hugepages / absl::StrCat("hugepages-", page_bytes / 1024, "kB");
+  const auto free = ReadNumber(pool / "free_hugepages");
+  if (!free) return std::nullopt;
+  const uint64_t taken = std::min(*free, ReadNumber(pool / "resv_hugepages").value_or(0));
+  return MemoryRoom{(*free - taken) * page_bytes, "the pool of reserved huge pages"};
+}
+
 std::optional<MemoryRoom> FileSystemRoom(const fs::path& folder) {
+  // A hugetlbfs without a size of its own says 0.
+  uint64_t page_bytes = 0;
+  if (IsHugetlbfs(folder, &page_bytes)) return HugePagePoolRoom(page_bytes);
   struct statvfs info {};
   if (::statvfs(folder.c_str(), &info) != 0) return std::nullopt;
   return MemoryRoom{info.f_bavail * info.f_frsize, absl::StrCat("free space on ", folder.string())};
@@ -123,8 +142,10 @@ bool IsInMemory(const fs::path& folder) {
 }
 
 absl::Status CheckRoom(uint64_t need, const fs::path& folder) {
-  const std::optional<MemoryRoom> rooms[] = {folder.empty() ? std::nullopt : FileSystemRoom(folder),
-                                             CgroupRoom(), MachineRoom()};
+  std::vector<std::optional<MemoryRoom>> rooms;
+  if (!folder.empty()) rooms.push_back(FileSystemRoom(folder));
+  // Reserved huge pages are no longer part of what other limits count.
+  if (!IsHugetlbfs(folder)) rooms.insert(rooms.end(), {CgroupRoom(), MachineRoom()});
   for (const auto& room : rooms) {
     if (!room || room->bytes >= need) continue;
     return absl::ResourceExhaustedError(absl::StrCat(

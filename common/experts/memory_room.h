@@ -27,6 +27,10 @@ std::optional<MemoryRoom> CgroupRoom(const std::filesystem::path& proc_cgroup = 
 // Memory that the machine can give (MemAvailable).
 std::optional<MemoryRoom> MachineRoom(const std::filesystem::path& meminfo = "/proc/meminfo");
 
+// Pages of that size that the operator reserved and nobody took; nothing without such a pool.
+std::optional<MemoryRoom> HugePagePoolRoom(
+    uint64_t page_bytes, const std::filesystem::path& sys_hugepages = "/sys/kernel/mm/hugepages");
+
 // Free space of the file system that holds `folder`.
 std::optional<MemoryRoom> FileSystemRoom(const std::filesystem::path& folder);
 

@@ -45,6 +45,9 @@ class SegmentReader {
   // Identifies the file: two readers of one segment agree (device and inode).
   virtual std::string identity() const = 0;
 
+  // How many of those bytes lie in huge pages.
+  virtual uint64_t HugeBytes() const = 0;
+
   // The mapped bytes and what the header says, for dumps and checks (describe.h).
   virtual std::span<const std::byte> segment_bytes() const = 0;
   virtual const SegmentInfo& info() const = 0;

@@ -1,21 +1,59 @@
 #include "common/experts/segment_file.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/huge_pages.h"
+#include "common/base/numa.h"
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
 #include "common/experts/crc32c.h"
 
 namespace hearth {
+namespace {
+
+// Address space that nothing else gets; unmaps at the end what was not taken.
+class AddressSpace {
+ public:
+  explicit AddressSpace(size_t bytes) : bytes_(bytes) {
+    void* data =
+        ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data != MAP_FAILED) data_ = static_cast<std::byte*>(data);
+  }
+  AddressSpace(const AddressSpace&) = delete;
+  AddressSpace& operator=(const AddressSpace&) = delete;
+  ~AddressSpace() {
+    if (data_ != nullptr && bytes_ > 0) ::munmap(data_, bytes_);
+  }
+
+  std::byte* data() const { return data_; }
+  // Keeps [data, data + bytes), unmaps what is around it.
+  void Release(std::byte* data, size_t bytes) {
+    if (data > data_) ::munmap(data_, static_cast<size_t>(data - data_));
+    std::byte* const end = data_ + bytes_;
+    if (data + bytes < end) ::munmap(data + bytes, static_cast<size_t>(end - data - bytes));
+    data_ = nullptr;
+  }
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t bytes_;
+};
+
+size_t RoundUp(size_t bytes, size_t step) { return (bytes + step - 1) / step * step; }
+
+}  // namespace
 
 std::filesystem::path DefaultSegmentPath(const std::filesystem::path& run_dir) {
   std::error_code ignored;
@@ -45,6 +83,10 @@ absl::StatusOr<SegmentFile> CheckSegmentFd(UniqueFd fd, const std::string& name)
   file.fd = std::move(fd);
   file.bytes = static_cast<uint64_t>(info.st_size);
   file.is_sparse = static_cast<uint64_t>(info.st_blocks) * 512 < file.bytes;
+  struct statfs system {};
+  if (::fstatfs(file.fd.get(), &system) == 0 && system.f_type == HUGETLBFS_MAGIC) {
+    file.page_bytes = static_cast<uint64_t>(system.f_bsize);
+  }
   file.identity = absl::StrCat(info.st_dev, ":", info.st_ino);
   return file;
 }
@@ -67,11 +109,24 @@ absl::StatusOr<SharedMapping> SharedMapping::Map(const SegmentFile& file, FileAc
   SharedMapping mapping;
   if (file.bytes == 0) return mapping;
   const int protection = access == FileAccess::kRead ? PROT_READ : PROT_READ | PROT_WRITE;
-  void* data = ::mmap(nullptr, file.bytes, protection, MAP_SHARED, file.fd.get(), 0);
-  if (data == MAP_FAILED) {
+  const auto failed = [&file] {
     return ErrnoStatus(errno, absl::StrCat("map ", file.bytes, " bytes of the segment"));
+  };
+  // The place in memory must be a multiple of a huge page, as the place in the file is.
+  const size_t alignment = std::max<size_t>(kHugePageBytes, file.page_bytes);
+  const size_t bytes = RoundUp(file.bytes, file.page_bytes);
+  AddressSpace space(bytes + alignment);
+  if (space.data() == nullptr) return failed();
+  const auto address = reinterpret_cast<uintptr_t>(space.data());
+  std::byte* const data = space.data() + (RoundUp(address, alignment) - address);
+  if (::mmap(data, file.bytes, protection, MAP_SHARED | MAP_FIXED, file.fd.get(), 0) ==
+      MAP_FAILED) {
+    return failed();
   }
-  mapping.data_ = static_cast<std::byte*>(data);
+  space.Release(data, bytes);
+  AdviseHugePages(data, bytes);
+  if (access == FileAccess::kReadWrite) InterleaveOverNodes(data, bytes);
+  mapping.data_ = data;
   mapping.size_ = file.bytes;
   return mapping;
 }
@@ -85,6 +140,15 @@ absl::Status SharedMapping::Populate() const {
                                                    " bytes of the segment: ", std::strerror(errno),
                                                    "; is there enough memory for it?"));
 }
+
+absl::Status SharedMapping::PopulateForWriting(uint64_t offset, uint64_t bytes) const {
+  if (::madvise(data_ + offset, bytes, MADV_POPULATE_WRITE) == 0) return absl::OkStatus();
+  if (errno == EINVAL) return absl::UnimplementedError("populating needs Linux 5.14");
+  // EFAULT: what would have been SIGBUS on touching it.
+  return absl::ResourceExhaustedError(std::strerror(errno));
+}
+
+uint64_t SharedMapping::HugeBytes() const { return hearth::HugeBytes(data_, size_); }
 
 SharedMapping::SharedMapping(SharedMapping&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}

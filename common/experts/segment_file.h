@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/huge_pages.h"
 #include "common/base/unique_fd.h"
 
 namespace hearth {
@@ -22,7 +23,9 @@ struct SegmentFile {
   UniqueFd fd;
   uint64_t bytes = 0;
   bool is_sparse = false;  // parts of it are not backed by memory yet
-  std::string identity;    // "device:inode"
+  // Of a hugetlbfs, whose files and mappings are whole pages of that size; else of a small page.
+  uint64_t page_bytes = kSmallPageBytes;
+  std::string identity;  // "device:inode"
 };
 
 enum class FileAccess { kRead, kReadWrite };
@@ -33,7 +36,8 @@ absl::StatusOr<SegmentFile> OpenSegmentFile(const std::filesystem::path& path, F
 // The same checks on a descriptor.
 absl::StatusOr<SegmentFile> CheckSegmentFd(UniqueFd fd, const std::string& name);
 
-// A shared mapping of a whole file. Moves; unmaps at the end.
+// A shared mapping of a whole file, at an address that allows huge pages, which it asks for. Moves;
+// unmaps at the end.
 class SharedMapping {
  public:
   static absl::StatusOr<SharedMapping> Map(const SegmentFile& file, FileAccess access);
@@ -45,6 +49,10 @@ class SharedMapping {
   // Maps every page in now, so that no request pays for it. ResourceExhausted where touching it
   // would be SIGBUS.
   absl::Status Populate() const;
+  // Has memory made for a part of a file that has holes. ResourceExhausted where there is none.
+  absl::Status PopulateForWriting(uint64_t offset, uint64_t bytes) const;
+  // Bytes in huge pages, of what is mapped in; see common/base/huge_pages.h.
+  uint64_t HugeBytes() const;
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   std::span<std::byte> writable_bytes() { return {data_, size_}; }

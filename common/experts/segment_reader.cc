@@ -56,6 +56,7 @@ class MappedSegment final : public SegmentReader {
   uint64_t bytes() const override { return info_.total_bytes; }
   const std::string& fingerprint() const override { return info_.fingerprint; }
   std::string identity() const override { return identity_; }
+  uint64_t HugeBytes() const override { return mapping_.HugeBytes(); }
   std::span<const std::byte> segment_bytes() const override { return mapping_.bytes(); }
   const SegmentInfo& info() const override { return info_; }
 

@@ -17,9 +17,11 @@
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
 #include "common/experts/crc32c.h"
+#include "common/experts/huge_tmpfs.h"
 #include "common/experts/layout.h"
 #include "common/experts/memory_room.h"
 #include "common/experts/packing.h"
+#include "common/experts/reservation.h"
 
 namespace hearth {
 namespace {
@@ -29,7 +31,8 @@ struct Extent {
   std::vector<uint64_t> offsets;  // one an expert; 0: none
 };
 
-absl::StatusOr<Extent> LayOut(const SegmentPlan& plan) {
+// A segment is whole pages of `page_bytes`, where those are more than experts are aligned to.
+absl::StatusOr<Extent> LayOut(const SegmentPlan& plan, uint64_t page_bytes) {
   Extent extent;
   extent.info = {.layout_version = kLayoutVersion,
                  .n_layers = plan.n_layers,
@@ -58,7 +61,9 @@ absl::StatusOr<Extent> LayOut(const SegmentPlan& plan) {
     extent.offsets.push_back(bytes == 0 ? 0 : end);
     end = *aligned;
   }
-  extent.info.total_bytes = end;
+  const auto whole = CheckedAlignUp(end, page_bytes > kSmallPageBytes ? page_bytes : 1);
+  if (!whole) return absl::InvalidArgumentError("the experts exceed 64-bit sizes");
+  extent.info.total_bytes = *whole;
   return extent;
 }
 
@@ -85,6 +90,16 @@ void WriteTable(const SegmentPlan& plan, const Extent& extent, std::byte* segmen
     entry->payload_bytes = plan.payload_bytes[i];
     entry->entry_crc.store(EntryCrc(i, *entry), std::memory_order_release);
   }
+}
+
+absl::StatusOr<UniqueFd> MakeNamelessFile() {
+  if (const auto tmpfs = OpenHugeTmpfs(); tmpfs.ok()) {
+    UniqueFd fd(::open(FdFolder(tmpfs->get()).c_str(), O_RDWR | O_TMPFILE | O_CLOEXEC, 0600));
+    if (fd.valid()) return fd;
+  }
+  UniqueFd fd(::memfd_create("hearth-experts", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!fd.valid()) return ErrnoStatus(errno, "create memory for the experts (memfd)");
+  return fd;
 }
 
 }  // namespace
@@ -115,11 +130,10 @@ SegmentWriter::~SegmentWriter() = default;
 absl::StatusOr<std::unique_ptr<SegmentWriter>> SegmentWriter::Reserve(SegmentFile file,
                                                                       const SegmentPlan& plan,
                                                                       std::stop_token stop) {
-  HEARTH_ASSIGN_OR_RETURN(const Extent extent, LayOut(plan));
-  HEARTH_RETURN_IF_ERROR(ReserveBytes(file.fd.get(), extent.info.total_bytes, stop));
+  HEARTH_ASSIGN_OR_RETURN(const Extent extent, LayOut(plan, file.page_bytes));
   file.bytes = extent.info.total_bytes;
   auto writer = std::unique_ptr<SegmentWriter>(new SegmentWriter());
-  HEARTH_ASSIGN_OR_RETURN(writer->mapping_, SharedMapping::Map(file, FileAccess::kReadWrite));
+  HEARTH_ASSIGN_OR_RETURN(writer->mapping_, ReserveAndMap(file, stop));
   writer->info_ = extent.info;
   writer->file_ = std::move(file);
   WriteTable(plan, extent, writer->mapping_.writable_bytes().data());
@@ -129,13 +143,13 @@ absl::StatusOr<std::unique_ptr<SegmentWriter>> SegmentWriter::Reserve(SegmentFil
 
 absl::StatusOr<std::unique_ptr<SegmentWriter>> SegmentWriter::Create(
     const std::filesystem::path& path, const SegmentPlan& plan, std::stop_token stop) {
-  HEARTH_ASSIGN_OR_RETURN(const Extent extent, LayOut(plan));
   // One fixed name, so that what a killed process left behind is found and freed.
   const std::filesystem::path unfinished = path.string() + ".new";
   HEARTH_RETURN_IF_ERROR(RemoveSegmentFile(unfinished));
   HEARTH_RETURN_IF_ERROR(RemoveSegmentFile(path));
   std::filesystem::path folder = path.parent_path();
   if (folder.empty()) folder = ".";
+  HEARTH_ASSIGN_OR_RETURN(const Extent extent, LayOut(plan, PageBytesOf(folder)));
   HEARTH_RETURN_IF_ERROR(CheckRoom(extent.info.total_bytes, folder));
   UniqueFd fd(::open(unfinished.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd.valid()) return ErrnoStatus(errno, absl::StrCat("create segment ", path.string()));
@@ -155,15 +169,13 @@ absl::StatusOr<std::unique_ptr<SegmentWriter>> SegmentWriter::Create(
 
 absl::StatusOr<std::unique_ptr<SegmentWriter>> SegmentWriter::CreateInMemory(
     const SegmentPlan& plan, std::stop_token stop) {
-  HEARTH_ASSIGN_OR_RETURN(const Extent extent, LayOut(plan));
+  HEARTH_ASSIGN_OR_RETURN(const Extent extent, LayOut(plan, 1));
   HEARTH_RETURN_IF_ERROR(CheckRoom(extent.info.total_bytes, {}));
-  UniqueFd fd(::memfd_create("hearth-experts", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!fd.valid()) return ErrnoStatus(errno, "create memory for the experts (memfd)");
-  HEARTH_ASSIGN_OR_RETURN(SegmentFile file, CheckSegmentFd(std::move(fd), "memfd"));
+  HEARTH_ASSIGN_OR_RETURN(UniqueFd fd, MakeNamelessFile());
+  HEARTH_ASSIGN_OR_RETURN(SegmentFile file, CheckSegmentFd(std::move(fd), "nameless file"));
   HEARTH_ASSIGN_OR_RETURN(auto writer, Reserve(std::move(file), plan, std::move(stop)));
-  if (::fcntl(writer->file_.fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
-    return ErrnoStatus(errno, "seal the memory of the experts");
-  }
+  // Refused by a tmpfs, whose nameless file nobody else can open.
+  ::fcntl(writer->file_.fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
   return writer;
 }
 

@@ -38,7 +38,8 @@ class SegmentWriter {
   static absl::StatusOr<std::unique_ptr<SegmentWriter>> Create(const std::filesystem::path& path,
                                                                const SegmentPlan& plan,
                                                                std::stop_token stop = {});
-  // The same over a memfd that nobody can shrink.
+  // The same over a nameless file that only this process has, in huge pages where they can be had:
+  // on a tmpfs of its own, else a memfd.
   static absl::StatusOr<std::unique_ptr<SegmentWriter>> CreateInMemory(const SegmentPlan& plan,
                                                                        std::stop_token stop = {});
   // An existing segment, with header and table checked; its state words tell how far it is. Errors
@@ -75,6 +76,9 @@ class SegmentWriter {
   // Workers may not attach until MarkReady.
   void MarkLoading();
 
+  // Bytes of the segment that lie in huge pages, of those that this process has touched.
+  uint64_t HugeBytes() const { return mapping_.HugeBytes(); }
+
   // A reader of the same file.
   absl::StatusOr<std::unique_ptr<SegmentReader>> OpenReader() const;
   // Removes the file if it is still this one.
@@ -88,7 +92,7 @@ class SegmentWriter {
   ExpertEntry& Entry(int layer, int expert) const;
   std::span<std::byte> Payload(const ExpertEntry& entry) const;
 
-  std::filesystem::path path_;  // empty: a memfd
+  std::filesystem::path path_;  // empty: nameless
   SegmentFile file_;
   SharedMapping mapping_;
   SegmentInfo info_;
