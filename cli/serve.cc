@@ -13,6 +13,7 @@
 #include "cli/supervisor/run_dir.h"
 #include "cli/supervisor/supervisor.h"
 #include "common/base/status_macros.h"
+#include "common/experts/huge_tmpfs.h"
 #include "common/experts/segment_file.h"
 #include "common/synthetic/model_spec.h"
 
@@ -107,6 +108,29 @@ absl::StatusOr<UniqueFd> Prepare(const ClusterOptions& cluster) {
   return lock;
 }
 
+// Puts the segment on a tmpfs of our own, in huge pages, where one can be had: the descriptor of
+// its folder. A file that the user names, wants kept, or has kept, stays where it is.
+UniqueFd PlaceSegment(const ServeFlags& flags, ClusterOptions* cluster) {
+  std::error_code ignored;
+  if (!flags.segment.empty()) return UniqueFd();
+  if (cluster->keep_segment) {
+    cluster->no_huge_pages_reason = "--keep-segment needs a file that outlives this process";
+    return UniqueFd();
+  }
+  if (std::filesystem::exists(cluster->segment, ignored)) {
+    cluster->no_huge_pages_reason = "an earlier start left its experts in memory";
+    return UniqueFd();
+  }
+  auto tmpfs = OpenHugeTmpfs();
+  if (!tmpfs.ok()) {
+    cluster->no_huge_pages_reason = std::string(tmpfs.status().message());
+    return UniqueFd();
+  }
+  cluster->segment_folder = tmpfs->get();
+  cluster->segment = FdFolder(tmpfs->get()) / "experts";
+  return *std::move(tmpfs);
+}
+
 int RunServe(ServeFlags& flags) {
   FillIn(flags);
   auto lock = Prepare(flags.cluster);
@@ -114,6 +138,7 @@ int RunServe(ServeFlags& flags) {
     Fail("serve", lock.status());
     return 2;
   }
+  const UniqueFd segment_folder = PlaceSegment(flags, &flags.cluster);
   Supervisor supervisor(flags.cluster, *std::move(lock));
   return supervisor.Run();
 }
@@ -134,7 +159,9 @@ void AddServe(CLI::App& app, int* exit_code) {
       ->check(CLI::Range(0, 65535));
   command->add_option("--run-dir", flags->run_dir,
                       "Folder of sockets and locks ($XDG_RUNTIME_DIR/hearth or /tmp/hearth-UID)");
-  command->add_option("--segment", flags->segment, "File on a tmpfs that holds the experts");
+  command->add_option("--segment", flags->segment,
+                      "File on a tmpfs or hugetlbfs that holds the experts (default: on a tmpfs of "
+                      "its own in huge pages where that can be had, else in /dev/shm)");
   command
       ->add_option("--grace-seconds", flags->grace_seconds,
                    "Time that running requests get at the end (5)")

@@ -22,7 +22,7 @@ struct Prepared {
   std::vector<char*> argv{};
   int output = -1;
   int error_pipe = -1;
-  int inherited_fd = -1;
+  std::array<int, 2> inherited_fds = {-1, -1};
   int death_signal = 0;
   pid_t parent = 0;
 };
@@ -50,7 +50,9 @@ struct Prepared {
     FailInChild(prepared);
   }
   ::close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
-  if (prepared.inherited_fd >= 0) ::fcntl(prepared.inherited_fd, F_SETFD, 0);
+  for (const int fd : prepared.inherited_fds) {
+    if (fd >= 0) ::fcntl(fd, F_SETFD, 0);
+  }
   ::execv(prepared.argv[0], prepared.argv.data());
   FailInChild(prepared);
 }
@@ -83,7 +85,7 @@ absl::StatusOr<Child> Child::Start(const ChildSpec& spec) {
 
   Prepared prepared{.output = output_write.get(),
                     .error_pipe = error_write.get(),
-                    .inherited_fd = spec.inherited_fd,
+                    .inherited_fds = spec.inherited_fds,
                     .death_signal = spec.death_signal,
                     .parent = ::getpid()};
   for (const std::string& argument : spec.argv) {

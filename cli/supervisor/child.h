@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <csignal>
 #include <optional>
 #include <string>
@@ -20,9 +21,10 @@ struct ChildSpec {
   // Sent by the kernel to the child when the thread that started it ends. SIGKILL reaches a stopped
   // child too.
   int death_signal = SIGKILL;
-  // A descriptor that stays open in the child, or -1: the run directory's lock, so that it is
-  // held until the last child is gone, whatever happens to the supervisor.
-  int inherited_fd = -1;
+  // Descriptors that stay open in the child, -1 for none: the run directory's lock, so that it is
+  // held until the last child is gone, whatever happens to the supervisor, and the folder of the
+  // segment.
+  std::array<int, 2> inherited_fds = {-1, -1};
 };
 
 // Moves. The destructor kills a child that still runs. Belongs to one thread.

@@ -16,6 +16,10 @@ struct ClusterOptions {
   std::filesystem::path model;
   std::filesystem::path run_dir;
   std::filesystem::path segment;
+  // Where `segment` lies on a tmpfs of our own: the descriptor of its folder, borrowed. It outlives
+  // the services, and so does the segment. Else -1, and why not.
+  int segment_folder = -1;
+  std::string no_huge_pages_reason;
   std::filesystem::path bin_dir;  // where the programs lie
   std::string host = "127.0.0.1";
   int port = 8080;  // 0: any

@@ -53,8 +53,8 @@ TEST_F(RunDirTest, WaitsForTheChildrenOfADeadHolder) {
   std::optional<Child> child;
   {
     ASSERT_OK_AND_ASSIGN(const UniqueFd lock, LockRunDir(run_dir_));
-    auto started =
-        Child::Start({.name = "x", .argv = {"/bin/sleep", "0.3"}, .inherited_fd = lock.get()});
+    auto started = Child::Start(
+        {.name = "x", .argv = {"/bin/sleep", "0.3"}, .inherited_fds = {lock.get(), -1}});
     ASSERT_OK(started);
     child = *std::move(started);
     // The holder's pid is that of a process that is gone for sure: a reaped child of ours.

@@ -76,6 +76,7 @@ Supervisor::~Supervisor() {
 
 int Supervisor::Run() {
   ForgetGatewayPort(options_.run_dir);
+  LogSegmentPlace();
   for (Service& service : services_) {
     if (const absl::Status status = Start(service); !status.ok()) {
       BeginStop(kUserMustChange, absl::StrCat(std::string(status.message()),
@@ -102,10 +103,23 @@ int Supervisor::Run() {
   return exit_code_;
 }
 
+// The path is one that other processes of this user can open, too.
+void Supervisor::LogSegmentPlace() {
+  if (options_.segment_folder >= 0) {
+    console_.Event(LogLevel::kInfo, "experts go to a tmpfs in huge pages",
+                   {{"segment", absl::StrCat("/proc/", ::getpid(), "/fd/", options_.segment_folder,
+                                             "/", options_.segment.filename().string())}});
+  } else if (!options_.no_huge_pages_reason.empty()) {
+    console_.Event(
+        LogLevel::kInfo, "experts go to 4 KiB pages; hearth doctor tells what gives more",
+        {{"segment", options_.segment.string()}, {"reason", options_.no_huge_pages_reason}});
+  }
+}
+
 absl::Status Supervisor::Start(Service& service) {
   const ChildSpec spec{.name = kServiceNames[service.index],
                        .argv = ServiceCommand(options_, service.index, GatewayPort()),
-                       .inherited_fd = lock_.get()};
+                       .inherited_fds = {lock_.get(), options_.segment_folder}};
   auto child = Child::Start(spec);
   if (!child.ok()) return child.status();
   service.child = *std::move(child);

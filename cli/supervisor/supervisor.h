@@ -54,6 +54,7 @@ class Supervisor {
     std::unique_ptr<Watchdog> watchdog;
   };
 
+  void LogSegmentPlace();
   absl::Status Start(Service& service);
   absl::Status Probe(ServiceIndex index, std::chrono::milliseconds timeout) const;
   int GatewayPort() const;

@@ -2,6 +2,9 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -162,6 +165,12 @@ void ThreadPool::ParallelFor(int n, IndexBody body) {
   state_->Drain();
   state_->gate.fetch_and(~State::kOpen, std::memory_order_relaxed);
   state_->AwaitLeft();
+}
+
+void SetThisThreadsNiceness(int niceness) {
+  const auto thread = static_cast<id_t>(::syscall(SYS_gettid));
+  if (::getpriority(PRIO_PROCESS, thread) >= niceness) return;
+  ::setpriority(PRIO_PROCESS, thread, niceness);
 }
 
 int UsableCores() {

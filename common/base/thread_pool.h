@@ -50,6 +50,9 @@ class ThreadPool {
   std::unique_ptr<State> state_;
 };
 
+// Of this thread and those that it starts from now on. Never more urgent than before.
+void SetThisThreadsNiceness(int niceness);
+
 // Cores that this process may use: its affinity mask and its cgroup quota, at least 1.
 int UsableCores();
 

@@ -146,15 +146,15 @@ absl::Status CheckRoom(uint64_t need, const fs::path& folder) {
   if (!folder.empty()) rooms.push_back(FileSystemRoom(folder));
   // Reserved huge pages are no longer part of what other limits count.
   if (!IsHugetlbfs(folder)) rooms.insert(rooms.end(), {CgroupRoom(), MachineRoom()});
-  for (const auto& room : rooms) {
-    if (!room || room->bytes >= need) continue;
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the experts need ", Mib(need), ", but ", room->limited_by, " leaves ", Mib(room->bytes),
-        "; free memory, raise that limit (a tmpfs: mount -o remount,size=...), or choose a "
-        "smaller ",
-        "model"));
-  }
-  return absl::OkStatus();
+  std::erase(rooms, std::nullopt);
+  const auto tightest =
+      std::ranges::min_element(rooms, {}, [](const auto& room) { return room->bytes; });
+  if (tightest == rooms.end() || (*tightest)->bytes >= need) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the experts need ", Mib(need), ", but ", (*tightest)->limited_by, " leaves ",
+      Mib((*tightest)->bytes),
+      "; free memory, raise that limit (a tmpfs: mount -o remount,size=...), or choose a smaller ",
+      "model"));
 }
 
 absl::Status ReserveBytes(int fd, uint64_t bytes, std::stop_token stop) {

@@ -161,6 +161,10 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                           .isa = line.isa,
                                           .kv_tokens = line.kv_tokens,
                                           .max_batch_tokens = line.max_batch_tokens}));
+  if (const auto memory = model->engine->dense_memory(); memory.bytes > 0) {
+    LogInfo("dense weights are in memory",
+            {{"bytes", memory.bytes}, {"huge_page_bytes", memory.huge_page_bytes}});
+  }
   model->served.tokenizer = model->tokenizer.get();
   model->served.chat_template = model->chat_template.get();
   model->served.config = config;

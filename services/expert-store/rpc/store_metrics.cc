@@ -28,6 +28,9 @@ StoreMetrics::StoreMetrics()
                             "Experts found damaged and not reloaded yet")),
       tier_bytes_(AddGauge(*registry_, "hearth_tier_bytes", "Bytes that a tier holds",
                            {{"tier", "ram"}, {"component", "experts"}})),
+      huge_page_bytes_(AddGauge(*registry_, "hearth_expert_store_huge_page_bytes",
+                                "Bytes of the segment that lie in huge pages (0 until it was "
+                                "written or read as a whole)")),
       load_seconds_(AddGauge(*registry_, "hearth_expert_store_load_seconds",
                              "Seconds from the start until the experts were ready (so far, while "
                              "loading)")),
@@ -53,6 +56,7 @@ void StoreMetrics::Refresh(const StoreStatus& status, const StoreService& servic
   absent_.Set(static_cast<double>(status.states.absent));
   quarantined_.Set(static_cast<double>(status.n_quarantined));
   tier_bytes_.Set(static_cast<double>(status.segment_bytes));
+  huge_page_bytes_.Set(static_cast<double>(status.huge_page_bytes));
   load_seconds_.Set(status.seconds);
   load_bytes_.Set(static_cast<double>(status.progress.bytes_done));
   is_ready_.Set(status.phase == StorePhase::kReady ? 1 : 0);

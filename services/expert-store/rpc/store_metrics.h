@@ -24,7 +24,7 @@ class StoreMetrics {
  private:
   std::shared_ptr<prometheus::Registry> registry_;
   prometheus::Gauge &ready_, &loading_, &damaged_, &absent_, &quarantined_;
-  prometheus::Gauge &tier_bytes_, &load_seconds_, &load_bytes_, &is_ready_;
+  prometheus::Gauge &tier_bytes_, &huge_page_bytes_, &load_seconds_, &load_bytes_, &is_ready_;
   prometheus::Counter &adoptions_, &verified_, &checksum_failures_, &attaches_, &usage_reports_;
 };
 

@@ -108,6 +108,7 @@ grpc::ServerUnaryReactor* StoreService::Describe(grpc::CallbackServerContext* co
   response->set_n_experts(static_cast<uint32_t>(status.n_experts));
   response->set_experts_quarantined(status.n_quarantined);
   response->set_experts_verified(status.n_verified);
+  response->set_huge_page_bytes(status.huge_page_bytes);
   response->set_store_instance(instance_);
   return Answer(context, absl::OkStatus());
 }

@@ -6,10 +6,14 @@
 #include "absl/strings/str_format.h"
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
+#include "common/base/thread_pool.h"
 #include "services/expert-store/segment/adoption.h"
 
 namespace hearth::store {
 namespace {
+
+// Behind a worker that computes, level with nothing else that matters at a start.
+constexpr int kLoadingNiceness = 10;
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kLogInterval = std::chrono::seconds(2);
@@ -67,6 +71,9 @@ StoreStatus ExpertStore::status() const {
 }
 
 void ExpertStore::Run(std::stop_token stop) {
+  // Also for the threads that it starts: while experts are loaded again, a worker may be generating
+  // from those that are there.
+  SetThisThreadsNiceness(kLoadingNiceness);
   const absl::Status loaded = Load(stop);
   if (stop.stop_requested()) return;
   if (!loaded.ok()) {
@@ -110,7 +117,8 @@ absl::Status ExpertStore::OpenModel() {
 
 absl::StatusOr<bool> ExpertStore::TryAdopt(std::stop_token stop) {
   SetPhase(StorePhase::kAdopting, "looking at the existing segment");
-  AdoptionResult found = ExamineSegment(options_.segment_path, *checkpoint_, options_.expert_layout);
+  AdoptionResult found =
+      ExamineSegment(options_.segment_path, *checkpoint_, options_.expert_layout);
   if (!found.reason.empty()) {
     LogInfo(found.writer != nullptr ? "existing segment is not complete; its good experts are kept"
                                     : "existing segment is replaced",
@@ -140,8 +148,8 @@ absl::StatusOr<bool> ExpertStore::TryAdopt(std::stop_token stop) {
 
 absl::Status ExpertStore::LoadNew(std::stop_token stop) {
   SetPhase(StorePhase::kReserving, "reserving memory for the experts");
-  HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan,
-                          PlanExperts(*checkpoint_, options_.n_threads, options_.expert_layout, stop));
+  HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan, PlanExperts(*checkpoint_, options_.n_threads,
+                                                              options_.expert_layout, stop));
   HEARTH_ASSIGN_OR_RETURN(auto writer, SegmentWriter::Create(options_.segment_path, plan, stop));
   {
     const std::lock_guard lock(mutex_);
@@ -170,6 +178,7 @@ absl::Status ExpertStore::Fill(std::stop_token stop) {
 absl::Status ExpertStore::Finish(std::string message, bool is_adopted) {
   HEARTH_RETURN_IF_ERROR(writer_->MarkReady());
   const auto counts = writer_->CountStates();
+  const uint64_t huge_page_bytes = CountHugePages();
   const std::lock_guard lock(mutex_);
   status_.phase = StorePhase::kReady;
   status_.message = std::move(message);
@@ -181,10 +190,18 @@ absl::Status ExpertStore::Finish(std::string message, bool is_adopted) {
           {{"how", status_.message},
            {"experts", counts.total},
            {"bytes", writer_->info().total_bytes},
+           {"huge_page_bytes", huge_page_bytes},
            {"seconds", status_.seconds},
            {"mb_per_second",
             is_adopted ? 0 : MegabytesPerSecond(writer_->info().total_bytes, status_.seconds)}});
   return absl::OkStatus();
+}
+
+uint64_t ExpertStore::CountHugePages() {
+  const uint64_t bytes = writer_->HugeBytes();
+  const std::lock_guard lock(mutex_);
+  status_.huge_page_bytes = bytes;
+  return bytes;
 }
 
 void ExpertStore::SetPhase(StorePhase phase, std::string message) {

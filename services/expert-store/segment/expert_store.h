@@ -44,8 +44,9 @@ struct StoreStatus {
   std::string message;      // one line for people
   bool is_adopted = false;  // the segment survived whole from an earlier process
   std::filesystem::path segment_path;
-  uint64_t segment_bytes = 0;  // 0 until there is one
-  std::string fingerprint;     // empty until the checkpoint was read
+  uint64_t segment_bytes = 0;    // 0 until there is one
+  uint64_t huge_page_bytes = 0;  // of it, known once it was read or written as a whole
+  std::string fingerprint;       // empty until the checkpoint was read
   int n_layers = 0;
   int n_experts = 0;
   uint64_t n_quarantined = 0;        // damaged and not reloaded yet
@@ -79,6 +80,7 @@ class ExpertStore {
   absl::Status LoadNew(std::stop_token stop);
   absl::Status Fill(std::stop_token stop);
   absl::Status Finish(std::string message, bool is_adopted);
+  uint64_t CountHugePages();
   void VerifyForever(std::stop_token stop);
   void VerifyPass(std::stop_token stop);
   void Repair(int layer, int expert);

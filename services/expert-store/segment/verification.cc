@@ -1,18 +1,17 @@
 // The store's background work once the experts are there: verify, quarantine, reload.
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <condition_variable>
 
 #include "common/base/logging.h"
+#include "common/base/thread_pool.h"
 #include "services/expert-store/loading/rate_limiter.h"
 #include "services/expert-store/segment/expert_store.h"
 
 namespace hearth::store {
 namespace {
 
-constexpr int kLeastUrgent = 19;
+// Whoever computes goes first. Not SCHED_IDLE, which would let a busy worker keep this thread off
+// the processor while it holds the lock that status() needs.
+constexpr int kVerifyingNiceness = 19;
 
 // Waits, unless stop is requested: then false.
 bool WaitFor(std::chrono::milliseconds interval, const std::stop_token& stop) {
@@ -26,13 +25,13 @@ bool WaitFor(std::chrono::milliseconds interval, const std::stop_token& stop) {
 }  // namespace
 
 void ExpertStore::VerifyForever(std::stop_token stop) {
-  // This thread only, on Linux: whoever computes goes first.
-  ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kLeastUrgent);
+  SetThisThreadsNiceness(kVerifyingNiceness);
   // What was just loaded was just checked; what was adopted was only sampled.
   const bool start_now = status().is_adopted;
   if (!start_now && !WaitFor(options_.verify_interval, stop)) return;
   do {
     VerifyPass(stop);
+    CountHugePages();
   } while (WaitFor(options_.verify_interval, stop));
 }
 

@@ -75,6 +75,9 @@ class CpuEngine final : public Engine {
                               std::vector<float>* recurrent) const override;
   void SetObserver(TensorObserver observer) override { forward_.SetObserver(std::move(observer)); }
   absl::Status FillContext(SequenceState* state, int64_t n_tokens, uint64_t seed) override;
+  MemoryUse dense_memory() const override {
+    return {backend_.memory.bytes(), backend_.memory.HugeBytes()};
+  }
 
  private:
   absl::Status Check(std::span<const StepItem> items) const;
@@ -161,14 +164,15 @@ absl::Status CpuEngine::ReadDeltaState(const SequenceState& state, int layer,
   const int delta_layer = static_cast<int>(
       std::count_if(config_.layers.begin(), config_.layers.begin() + layer,
                     [](const LayerConfig& other) { return other.mixer == MixerKind::kDeltaNet; }));
-  const std::vector<float>& history = sequence.conv_history(delta_layer);  // [W - 1, channels]
+  const auto& history = sequence.conv_history(delta_layer);  // [W - 1, channels]
   const size_t n_past = static_cast<size_t>(config_.conv_width) - 1;
   const auto channels = static_cast<size_t>(config_.conv_channels());
   conv->resize(history.size());
   for (size_t t = 0; t < n_past; ++t) {
     for (size_t c = 0; c < channels; ++c) (*conv)[c * n_past + t] = history[t * channels + c];
   }
-  *recurrent = sequence.recurrent(delta_layer);
+  const auto& values = sequence.recurrent(delta_layer);
+  recurrent->assign(values.begin(), values.end());
   return absl::OkStatus();
 }
 

@@ -132,6 +132,13 @@ class Engine {
 
   virtual void SetObserver(TensorObserver observer) = 0;
 
+  // The dense weights in memory, and how many of their bytes lie in huge pages.
+  struct MemoryUse {
+    uint64_t bytes = 0;
+    uint64_t huge_page_bytes = 0;
+  };
+  virtual MemoryUse dense_memory() const { return {}; }
+
   // Makes a sequence that has seen nothing look as after `n_tokens` tokens, with random keys,
   // values and states: a long context for a benchmark without its prefill. ResourceExhausted if the
   // pages don't suffice; Unimplemented where an engine can't.

@@ -12,7 +12,7 @@ namespace hearth::worker {
 
 Activations MakeActivations(const ModelConfig& c, int max_rows) {
   const auto size = [max_rows](int64_t columns) {
-    return std::vector<float>(static_cast<size_t>(max_rows * columns));
+    return HugeVector<float>(static_cast<size_t>(max_rows * columns));
   };
   const int64_t heads = int64_t{c.n_heads} * c.head_dim, kv = int64_t{c.n_kv_heads} * c.head_dim;
   const int64_t values = int64_t{c.linear_value_heads} * c.linear_value_head_dim;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "common/base/huge_pages.h"
 #include "common/checkpoint/config.h"
 #include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/engine/weights.h"
@@ -31,12 +32,12 @@ struct Batch {
 
 // Every buffer of a step, sized for the largest batch; none grows with the context.
 struct Activations {
-  std::vector<float> x, h, delta;                    // [T, D]
-  std::vector<float> query_gate, q, gate, k, v;      // attention
-  std::vector<float> qkvz, mixed, convolved, z, ba;  // delta net
-  std::vector<float> mixer_out;                      // [T, H d] or [T, Hv dv]
-  std::vector<float> router_logits;                  // [T, E]
-  std::vector<float> shared, shared_gate;            // [T, D], [T, 1]
+  HugeVector<float> x, h, delta;                    // [T, D]
+  HugeVector<float> query_gate, q, gate, k, v;      // attention
+  HugeVector<float> qkvz, mixed, convolved, z, ba;  // delta net
+  HugeVector<float> mixer_out;                      // [T, H d] or [T, Hv dv]
+  HugeVector<float> router_logits;                  // [T, E]
+  HugeVector<float> shared, shared_gate;            // [T, D], [T, 1]
   RouterChoice choice;
 };
 Activations MakeActivations(const ModelConfig& config, int max_rows);

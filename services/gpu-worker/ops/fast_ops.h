@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/huge_pages.h"
 #include "common/tensor/tiled.h"
 #include "services/gpu-worker/ops/exact_ops.h"
 #include "services/gpu-worker/ops/kernels.h"
@@ -88,11 +89,11 @@ class FastOps final : public Ops {
   std::vector<std::pair<std::array<float, 16>, IntegerLevels>> levels_;  // a model has one or two
   // Scratch, kept from call to call.
   QuantizedRows input_, gathered_, act_rows_;
-  std::vector<float> gathered_floats_, act_, products_;
+  HugeVector<float> gathered_floats_, act_, products_;
   std::vector<Item> items_;
   std::vector<int32_t> all_rows_, place_rows_;
-  std::vector<float> q_, k_, decay_, beta_;                 // of the delta rule
-  std::vector<float> partial_, partial_max_, partial_sum_;  // of attention
+  HugeVector<float> q_, k_, decay_, beta_;                 // of the delta rule
+  HugeVector<float> partial_, partial_max_, partial_sum_;  // of attention
 };
 
 }  // namespace hearth::worker

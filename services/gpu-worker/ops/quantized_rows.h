@@ -39,8 +39,8 @@ class QuantizedRows {
  private:
   int64_t n_rows_ = 0, width_ = 0;
   int group_size_ = 1;
-  std::vector<int8_t> q_;
-  std::vector<BlockScale> scales_;
+  HugeVector<int8_t> q_;
+  HugeVector<BlockScale> scales_;
 };
 
 }  // namespace hearth::worker

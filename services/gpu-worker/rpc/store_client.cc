@@ -118,6 +118,8 @@ absl::Status StoreClient::Map(const v1::AttachResponse& response) {
   if (!file.empty() && file == mapped_file_) return absl::OkStatus();
   HEARTH_ASSIGN_OR_RETURN(std::shared_ptr<const SegmentReader> reader,
                           SegmentReader::Open(response.segment_path(), options_.fingerprint));
+  LogInfo("experts are mapped",
+          {{"bytes", reader->bytes()}, {"huge_page_bytes", reader->HugeBytes()}});
   HEARTH_RETURN_IF_ERROR(experts_->Offer(std::move(reader)));
   mapped_file_ = file;
   state_->SetExpertsAttached();

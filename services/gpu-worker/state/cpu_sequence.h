@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/base/huge_pages.h"
 #include "common/checkpoint/config.h"
 #include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/ops/ops.h"
@@ -32,19 +33,19 @@ class CpuSequence final : public SequenceState {
   KvPages Pages(int attention_layer);
   // Of a delta-net layer, counted among delta-net layers: [W - 1, channels], oldest first, and [Hv,
   // dk, dv].
-  std::vector<float>& conv_history(int delta_layer) { return layers_[Index(delta_layer)].history; }
-  std::vector<float>& recurrent(int delta_layer) { return layers_[Index(delta_layer)].recurrent; }
-  const std::vector<float>& conv_history(int delta_layer) const {
+  HugeVector<float>& conv_history(int delta_layer) { return layers_[Index(delta_layer)].history; }
+  HugeVector<float>& recurrent(int delta_layer) { return layers_[Index(delta_layer)].recurrent; }
+  const HugeVector<float>& conv_history(int delta_layer) const {
     return layers_[Index(delta_layer)].history;
   }
-  const std::vector<float>& recurrent(int delta_layer) const {
+  const HugeVector<float>& recurrent(int delta_layer) const {
     return layers_[Index(delta_layer)].recurrent;
   }
 
  private:
   struct DeltaLayer {
-    std::vector<float> history;
-    std::vector<float> recurrent;
+    HugeVector<float> history;
+    HugeVector<float> recurrent;
   };
   static size_t Index(int layer) { return static_cast<size_t>(layer); }
 

@@ -1,6 +1,6 @@
 // Memory for keys and values: equal pages, each with room for `page_tokens` tokens of all attention
-// layers. Pages that were never used cost no memory (anonymous mapping). Used by the engine's
-// thread only.
+// layers, in huge pages where they can be had. Pages that were never used cost no memory. Used by
+// the engine's thread only.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/base/page_buffer.h"
 
 namespace hearth::worker {
 
@@ -23,7 +24,6 @@ class KvPool {
  public:
   // ResourceExhausted if the address space can't be had.
   static absl::StatusOr<std::unique_ptr<KvPool>> Create(const KvPoolShape& shape);
-  ~KvPool();
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
 
@@ -47,8 +47,8 @@ class KvPool {
   }
 
   KvPoolShape shape_;
+  PageBuffer memory_;
   float* data_ = nullptr;
-  size_t bytes_ = 0;
   std::vector<int32_t> free_;  // the last one is taken first
 };
 
