@@ -1,6 +1,7 @@
 #include "common/base/numa.h"
 
 #include <linux/mempolicy.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -93,6 +94,17 @@ void InterleaveOverNodes(void* data, size_t bytes) {
   // The system call itself: libnuma would be one more library for this line. Refused (a sandbox, no
   // NUMA in the kernel): pages come from the node that touches them.
   ::syscall(SYS_mbind, data, bytes, MPOL_INTERLEAVE, mask.data(), kMaxNodes + 1, 0);
+}
+
+std::vector<int> AllowedCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> cores;
+  if (::sched_getaffinity(0, sizeof set, &set) != 0) return cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  }
+  return cores;
 }
 
 std::vector<ProcessorPlace> ReadPlaces(const std::vector<int>& cpus, const fs::path& sys) {

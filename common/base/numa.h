@@ -29,6 +29,9 @@ struct ProcessorPlace {
   bool operator==(const ProcessorPlace&) const = default;
 };
 
+// Processors in this process's affinity mask, rising.
+std::vector<int> AllowedCores();
+
 // The places of `cpus`; those that the system doesn't describe are taken for cores of their own.
 std::vector<ProcessorPlace> ReadPlaces(
     const std::vector<int>& cpus, const std::filesystem::path& sys = "/sys/devices/system/cpu");

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -59,6 +60,8 @@ PageBuffer& PageBuffer::operator=(PageBuffer&& other) noexcept {
   return *this;
 }
 
-uint64_t PageBuffer::HugeBytes() const { return hearth::HugeBytes(data_, bytes_); }
+uint64_t PageBuffer::HugeBytes() const {
+  return std::min<uint64_t>(bytes_, hearth::HugeBytes(data_, bytes_));
+}
 
 }  // namespace hearth

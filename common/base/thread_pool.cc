@@ -27,18 +27,6 @@ void Pause() {
 #endif
 }
 
-// Cores in this process's mask, lowest first.
-std::vector<int> AllowedCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  std::vector<int> cores;
-  if (::sched_getaffinity(0, sizeof set, &set) != 0) return cores;
-  for (int core = 0; core < CPU_SETSIZE; ++core) {
-    if (CPU_ISSET(core, &set)) cores.push_back(core);
-  }
-  return cores;
-}
-
 void PinTo(std::thread& thread, int core) {
   cpu_set_t set;
   CPU_ZERO(&set);

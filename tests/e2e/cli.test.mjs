@@ -21,7 +21,7 @@ describe('hearth --help', () => {
     assert.equal(code, 0);
     assert.equal(stderr, '');
     const commands = [...stdout.split(/Subcommands:|SUBCOMMANDS:/)[1].matchAll(/^ {2}(\S+)/gm)].map((match) => match[1]);
-    for (const name of ['serve', 'generate', 'chat', 'verify', 'inspect', 'tokenize', 'render', 'probe', 'version']) {
+    for (const name of ['serve', 'generate', 'chat', 'verify', 'inspect', 'doctor', 'tokenize', 'render', 'probe', 'version']) {
       assert.ok(commands.includes(name), `${name} is not among ${commands}`);
     }
     for (const name of commands) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/base/huge_pages.h"
 #include "services/gpu-worker/ops/kernels.h"
 
 namespace hearth::worker {
