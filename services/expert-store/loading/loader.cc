@@ -180,8 +180,7 @@ absl::StatusOr<LoadSummary> LoadExperts(const Checkpoint& checkpoint, SegmentWri
 }
 
 absl::StatusOr<std::unique_ptr<SegmentReader>> LoadIntoMemory(const Checkpoint& checkpoint,
-                                                              int n_threads,
-                                                              ExpertLayout layout) {
+                                                              int n_threads, ExpertLayout layout) {
   HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan, PlanExperts(checkpoint, n_threads, layout));
   HEARTH_ASSIGN_OR_RETURN(const auto writer, SegmentWriter::CreateInMemory(plan));
   HEARTH_RETURN_IF_ERROR(LoadExperts(checkpoint, *writer, {.n_threads = n_threads}).status());
