@@ -14,9 +14,9 @@ endif()
 # Our code only; generated protobuf code links hearth_options_generated instead.
 add_library(hearth_options INTERFACE)
 target_compile_options(hearth_options INTERFACE
-  -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Werror
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wconversion;-Wno-sign-conversion;-Wnon-virtual-dtor;-Werror>"
   # g++ 12 reports false positives of these two inside the standard library and absl.
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-restrict>)
+  "$<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-maybe-uninitialized;-Wno-restrict>")
 target_include_directories(hearth_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR}/generated)
 
 add_library(hearth_options_generated INTERFACE)
