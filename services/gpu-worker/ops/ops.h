@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/tensor/linear.h"
+#include "services/gpu-worker/ops/shapes.h"
 
 namespace hearth::worker {
 
@@ -21,12 +22,6 @@ struct RowRange {
   int begin = 0;
   int end = 0;
   int size() const { return end - begin; }
-};
-
-struct AttentionShape {
-  int n_heads = 0;     // H
-  int n_kv_heads = 0;  // G, divides H
-  int head_dim = 0;    // d
 };
 
 // Keys and values of one layer of one sequence: pages of `page_tokens` positions, each page
@@ -40,14 +35,6 @@ struct KvPages {
 struct RotaryTable {
   std::vector<double> inverse_frequencies;  // [r / 2]: pairs (j, j + r / 2)
   double scale = 1;                         // on cos and sin (YaRN's attention factor)
-};
-
-struct DeltaShape {
-  int key_heads = 0;    // Hk
-  int value_heads = 0;  // Hv, a multiple of Hk
-  int key_dim = 0;      // dk
-  int value_dim = 0;    // dv
-  int channels() const { return 2 * key_heads * key_dim + value_heads * value_dim; }
 };
 
 struct RouterChoice {
