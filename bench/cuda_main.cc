@@ -83,6 +83,7 @@ int Main(int argc, char** argv) {
   }
   CudaCases cases;
   AddCopyCase(&cases);
+  AddLinearCases(&cases);
   json::array results;
   double copy_rate = 1;
   int n_failed = 0;
