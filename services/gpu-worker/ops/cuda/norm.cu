@@ -1,0 +1,80 @@
+#include "services/gpu-worker/ops/cuda/norm_cuda.h"
+#include "services/gpu-worker/ops/cuda/warp.cuh"
+
+namespace hearth::worker {
+namespace {
+
+constexpr int kThreads = 512;  // one float4 a thread at D = 2048
+
+__device__ float4 operator+(float4 a, float4 b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+}
+__device__ float4 operator*(float4 a, float b) { return {a.x * b, a.y * b, a.z * b, a.w * b}; }
+
+// One block a row. Thread i owns the float4s i, i + kThreads, ... and keeps them in registers.
+template <int kVectors>
+__global__ void __launch_bounds__(kThreads)
+    AddRmsNormKernel(int width, float* __restrict__ x, ResidualTerms terms,
+                     const float* __restrict__ weight, float eps, float* __restrict__ h) {
+  static_assert(kVectors >= 1 && kVectors <= 4);
+  __shared__ float sums[kThreads / kWarp];
+  const int n_vectors = width / 4;
+  const int64_t row = int64_t{blockIdx.x} * n_vectors;
+  float4* const x4 = reinterpret_cast<float4*>(x) + row;
+  const float4* const delta4 = reinterpret_cast<const float4*>(terms.delta) + row;
+  const float4* const shared4 = reinterpret_cast<const float4*>(terms.shared) + row;
+
+  // Add.
+  const float gate = terms.shared != nullptr ? SigmoidOf(terms.gate[blockIdx.x]) : 0;
+  float4 mine[kVectors];
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
+    if (at >= n_vectors) continue;
+    mine[i] = x4[at];
+    if (terms.delta != nullptr) mine[i] = mine[i] + delta4[at];
+    if (terms.shared != nullptr) mine[i] = mine[i] + shared4[at] * gate;
+    if (terms.delta != nullptr || terms.shared != nullptr) x4[at] = mine[i];
+    squares += mine[i].x * mine[i].x + mine[i].y * mine[i].y + mine[i].z * mine[i].z +
+               mine[i].w * mine[i].w;
+  }
+  if (h == nullptr) return;  // of the whole grid
+
+  // Norm.
+  const float mean = BlockSum(squares, sums) / static_cast<float>(width);
+  const float scale = 1 / sqrtf(mean + eps);
+  const float4* const weight4 = reinterpret_cast<const float4*>(weight);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
+    if (at >= n_vectors) continue;
+    const float4 w = weight4[at], v = mine[i] * scale;
+    reinterpret_cast<float4*>(h)[row + at] = {v.x * (1 + w.x), v.y * (1 + w.y), v.z * (1 + w.z),
+                                              v.w * (1 + w.w)};
+  }
+}
+
+}  // namespace
+
+cudaError_t AddRmsNormCuda(int n_rows, int width, float* x, const ResidualTerms& terms,
+                           const float* weight, float eps, float* h, cudaStream_t stream) {
+  if (n_rows < 0 || width <= 0 || width % 4 != 0 || width > 4 * kThreads * 4) {
+    return cudaErrorInvalidValue;
+  }
+  if (terms.shared != nullptr && terms.gate == nullptr) return cudaErrorInvalidValue;
+  if (n_rows == 0) return cudaSuccess;
+  const auto launch = [&](auto kernel) {
+    kernel<<<static_cast<unsigned>(n_rows), kThreads, 0, stream>>>(width, x, terms, weight, eps, h);
+  };
+  if (width <= 4 * kThreads) {
+    launch(AddRmsNormKernel<1>);
+  } else if (width <= 8 * kThreads) {
+    launch(AddRmsNormKernel<2>);
+  } else {
+    launch(AddRmsNormKernel<4>);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace hearth::worker
