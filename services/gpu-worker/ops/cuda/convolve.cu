@@ -1,0 +1,171 @@
+#include "services/gpu-worker/ops/cuda/delta_cuda.h"
+#include "services/gpu-worker/ops/cuda/warp.cuh"
+
+namespace hearth::worker {
+namespace {
+
+constexpr int kMaxWidth = 4;  // of the convolution; shorter ones have zeros in front
+constexpr int kPast = kMaxWidth - 1;
+constexpr int kRowsAWarp = 32;  // of prefill; the rows before them are read again
+constexpr float kL2Eps = 1e-6f;
+
+struct ConvolveArgs {
+  DeltaShape shape;
+  SequenceRows rows;
+  ConvolveWeights weights;
+  const float* qkvz;
+  const float* ba;
+  float* const* histories;
+  DeltaInputs to;
+};
+
+// One head's q, k or v: where its first channel lies in a row of qkvz and in a row of mixed.
+struct Unit {
+  int from;
+  int to;
+  int width;
+  bool is_normalised;
+  float scale;     // after the norm
+  int value_head;  // -1 for q and k
+};
+
+__device__ Unit UnitOf(const DeltaShape& shape, int unit) {
+  const int dk = shape.key_dim, dv = shape.value_dim;
+  const int share = shape.value_heads / shape.key_heads;
+  const int group = 2 * dk + 2 * share * dv;
+  const int n_keys = shape.key_heads * dk;
+  if (unit < shape.key_heads) {
+    return {unit * group, unit * dk, dk, true, 1 / sqrtf(static_cast<float>(dk)), -1};
+  }
+  unit -= shape.key_heads;
+  if (unit < shape.key_heads) return {unit * group + dk, n_keys + unit * dk, dk, true, 1, -1};
+  unit -= shape.key_heads;
+  return {unit / share * group + 2 * dk + unit % share * dv,
+          2 * n_keys + unit * dv,
+          dv,
+          false,
+          1,
+          unit};
+}
+
+__device__ void WriteGates(const ConvolveArgs& args, int value_head, int64_t row) {
+  const int share = args.shape.value_heads / args.shape.key_heads;
+  const float* gates =
+      args.ba + (row * args.shape.key_heads + value_head / share) * 2 * share + value_head % share;
+  const int64_t at = row * args.shape.value_heads + value_head;
+  args.to.beta[at] = SigmoidOf(gates[0]);
+  args.to.decay[at] = expf(-expf(args.weights.a_log[value_head]) *
+                           SoftplusOf(gates[share] + args.weights.dt_bias[value_head]));
+}
+
+// One warp (and block) owns a unit of one sequence over kRowsAWarp rows: blockIdx.x is the unit, y
+// the sequence, z the stretch of rows. Lane l owns channels l, l + 32, ... and slides over the rows
+// with the last inputs in registers. The first stretch reads the history and then replaces it.
+template <int kPerLane>
+__global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
+  static_assert(kPerLane >= 1 && kPerLane <= 8);
+  float* const history = args.histories[blockIdx.y];
+  if (history == nullptr) return;
+  const int lane = static_cast<int>(threadIdx.x);
+  const DeltaShape& shape = args.shape;
+  const Unit unit = UnitOf(shape, static_cast<int>(blockIdx.x));
+  const int64_t channels =
+      2 * shape.key_heads * shape.key_dim + shape.value_heads * shape.value_dim;
+  const int64_t row_size = channels + int64_t{shape.value_heads} * shape.value_dim;
+  const int n_rows = args.rows.n_rows;
+  const int64_t first_row = int64_t{blockIdx.y} * n_rows;  // of the sequence
+  const int begin = static_cast<int>(blockIdx.z) * kRowsAWarp;
+  const int end = min(begin + kRowsAWarp, n_rows);
+  const int n_past = args.weights.width - 1;
+  const float* const input = args.qkvz + first_row * row_size + unit.from;
+
+  // Input of row t of the sequence, which may be one before its first.
+  const auto input_at = [&](int t, int channel) {
+    if (t >= 0) return input[t * row_size + channel];
+    return t + n_past >= 0 ? history[(t + n_past) * channels + unit.to + channel] : 0.f;
+  };
+
+  // The weights and the window before the first row.
+  float kernel[kPerLane][kMaxWidth], window[kPerLane][kPast];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int channel = lane + i * kWarp;
+    const bool is_mine = channel < unit.width;
+#pragma unroll
+    for (int w = 0; w < kMaxWidth; ++w) {
+      const int tap = w - (kPast - n_past);
+      kernel[i][w] =
+          is_mine && tap >= 0 ? args.weights.kernel[tap * channels + unit.to + channel] : 0.f;
+    }
+#pragma unroll
+    for (int p = 0; p < kPast; ++p) {
+      window[i][p] = is_mine ? input_at(begin + p - kPast, channel) : 0.f;
+    }
+  }
+
+  for (int t = begin; t < end; ++t) {
+    // Convolution and SiLU.
+    float value[kPerLane], squares = 0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int channel = lane + i * kWarp;
+      const float newest = channel < unit.width ? input[t * row_size + channel] : 0.f;
+      float sum = 0;
+#pragma unroll
+      for (int p = 0; p < kPast; ++p) sum += kernel[i][p] * window[i][p];
+      value[i] = SiluOf(sum + kernel[i][kPast] * newest);
+      squares += value[i] * value[i];
+#pragma unroll
+      for (int p = 0; p + 1 < kPast; ++p) window[i][p] = window[i][p + 1];
+      window[i][kPast - 1] = newest;
+    }
+    // Norm and gates.
+    const float factor = unit.is_normalised ? unit.scale / sqrtf(WarpSum(squares) + kL2Eps) : 1.f;
+    float* const to = args.to.mixed + (first_row + t) * channels + unit.to;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int channel = lane + i * kWarp;
+      if (channel < unit.width) to[channel] = value[i] * factor;
+    }
+    if (unit.value_head >= 0 && lane == 0) WriteGates(args, unit.value_head, first_row + t);
+  }
+
+  // History: the last inputs of the sequence. Only this lane reads or writes these channels of it,
+  // from its oldest row on, and row p is never read after it was written.
+  if (blockIdx.z != 0) return;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int channel = lane + i * kWarp;
+    if (channel >= unit.width) continue;
+    for (int p = 0; p < n_past; ++p) {
+      history[p * channels + unit.to + channel] = input_at(n_rows - n_past + p, channel);
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
+                         const ConvolveWeights& weights, const float* qkvz, const float* ba,
+                         float* const* histories, const DeltaInputs& to, cudaStream_t stream) {
+  const int widest = shape.key_dim > shape.value_dim ? shape.key_dim : shape.value_dim;
+  if (rows.n_sequences < 0 || rows.n_rows < 0 || weights.width < 2 || weights.width > kMaxWidth ||
+      shape.key_heads < 1 || shape.value_heads % shape.key_heads != 0 || widest > 8 * kWarp) {
+    return cudaErrorInvalidValue;
+  }
+  if (rows.total() == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(2 * shape.key_heads + shape.value_heads),
+                  static_cast<unsigned>(rows.n_sequences),
+                  static_cast<unsigned>((rows.n_rows + kRowsAWarp - 1) / kRowsAWarp));
+  const ConvolveArgs args{shape, rows, weights, qkvz, ba, histories, to};
+  if (widest <= kWarp) {
+    ConvolveKernel<1><<<grid, kWarp, 0, stream>>>(args);
+  } else if (widest <= 4 * kWarp) {
+    ConvolveKernel<4><<<grid, kWarp, 0, stream>>>(args);
+  } else {
+    ConvolveKernel<8><<<grid, kWarp, 0, stream>>>(args);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace hearth::worker

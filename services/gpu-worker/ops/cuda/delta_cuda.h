@@ -1,0 +1,62 @@
+// The gated delta net's two kernels, on the device: everything between in_proj_qkvz / in_proj_ba
+// and out_proj.
+//
+// Rows are those of S sequences with n rows each (sequence_rows.h). What a sequence keeps is found
+// through device tables of S pointers, so that a captured graph serves whatever sequences the
+// tables name; a null pointer is an idle place, whose rows are not written. A row's result does not
+// depend on S, nor on how its sequence's rows were divided among launches.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "services/gpu-worker/ops/cuda/sequence_rows.h"
+#include "services/gpu-worker/ops/shapes.h"
+
+namespace hearth::worker {
+
+// Convolution with history, SiLU, the norms of q and k, and the gates.
+//
+//   qkvz       [S n, Hk, q dk | k dk | v (Hv/Hk) dv | z (Hv/Hk) dv]  float, in_proj_qkvz's output
+//   ba         [S n, Hk, b Hv/Hk | a Hv/Hk]  float, in_proj_ba's output
+//   kernel     [W, channels]  float, newest sample last; channels are all q | all k | all v
+//   a_log, dt_bias  [Hv]  float
+//   histories  [S] of [W - 1, channels]  float, oldest first: the inputs before row 0; updated
+//   mixed      [S n, channels]  float: q / |q| / sqrt(dk), k / |k|, v
+//   decay, beta  [S n, Hv]  float: exp(g), sigmoid(b)
+//
+// Requires 2 <= W <= 4, dk and dv at most 256. No two histories may alias. One warp owns one head's
+// q, k or v over 32 rows. Bytes: 4 S n (2 channels) + 4 S (2 W - 2) channels + 4 W channels.
+struct ConvolveWeights {
+  int width = 0;  // W
+  const float* kernel = nullptr;
+  const float* a_log = nullptr;
+  const float* dt_bias = nullptr;
+};
+struct DeltaInputs {
+  float* mixed = nullptr;
+  float* decay = nullptr;
+  float* beta = nullptr;
+};
+cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
+                         const ConvolveWeights& weights, const float* qkvz, const float* ba,
+                         float* const* histories, const DeltaInputs& to, cudaStream_t stream);
+
+// The recurrent gated delta rule and the gated norm.
+//
+//   in      as ConvolveCuda left it
+//   qkvz    as above; z is read
+//   norm    [dv]  float, plain
+//   states  [S] of [Hv, dk, dv]  float, 16-byte aligned; updated
+//   out     [S n, Hv, dv]  float: norm * o / sqrt(mean(o^2) + eps) * silu(z)
+//
+// Requires dk <= 128, dv a multiple of 4 and at most 128. No two states may alias. A state is read
+// once and written once a launch. `parts` cuts the columns of a head among that many blocks (0: the
+// default), with the same result. With more than one part or row the norm is a second launch.
+// Bytes: 8 S Hv dk dv + 4 S n (channels + 2 Hv dv + 2 Hv); operations: 8 S n Hv dk dv.
+cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows, const DeltaInputs& in,
+                          const float* qkvz, const float* norm, float eps, float* const* states,
+                          float* out, int parts, cudaStream_t stream);
+
+}  // namespace hearth::worker
