@@ -1,0 +1,305 @@
+#include "services/gpu-worker/ops/cuda/attention_cuda.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "common/testing/compare.h"
+#include "services/gpu-worker/ops/cuda/cuda_testing.h"
+#include "services/gpu-worker/ops/exact_ops.h"
+
+namespace hearth::worker {
+namespace {
+
+using ::hearth::testing::AllClose;
+using ::hearth::testing::Tolerance;
+using Floats = std::vector<float>;
+
+constexpr float kEps = 1e-6f;
+
+float RoundedToBf16(float value) {  // to nearest even
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+std::vector<uint16_t> Bf16Bits(const Floats& values) {
+  std::vector<uint16_t> bits;
+  for (const float value : values) {
+    const float rounded = RoundedToBf16(value);
+    uint32_t all;
+    std::memcpy(&all, &rounded, 4);
+    bits.push_back(static_cast<uint16_t>(all >> 16));
+  }
+  return bits;
+}
+
+Floats FromBf16Bits(const std::vector<uint16_t>& bits) {
+  Floats values;
+  for (const uint16_t one : bits) {
+    const uint32_t all = static_cast<uint32_t>(one) << 16;
+    values.emplace_back();
+    std::memcpy(&values.back(), &all, 4);
+  }
+  return values;
+}
+
+// One layer's pools of pages, host and device, with every page of a table somewhere else in them.
+class Pool {
+ public:
+  Pool(const AttentionShape& shape, int n_sequences, int max_pages, int page_tokens, KvType type,
+       uint32_t seed)
+      : max_pages_(max_pages), page_tokens_(page_tokens), type_(type) {
+    page_size_ = int64_t{page_tokens} * shape.n_kv_heads * shape.head_dim;
+    const int n_pages = n_sequences * max_pages;
+    for (int i = 0; i < n_pages; ++i) table_.push_back(n_pages - 1 - i);
+    keys_ = RandomFloats(n_pages * page_size_, seed);
+    values_ = RandomFloats(n_pages * page_size_, seed + 1);
+    if (type == KvType::kBf16) {
+      std::ranges::transform(keys_, keys_.begin(), RoundedToBf16);
+      std::ranges::transform(values_, values_.begin(), RoundedToBf16);
+      short_keys_ = ToDevice(Bf16Bits(keys_));
+      short_values_ = ToDevice(Bf16Bits(values_));
+    } else {
+      long_keys_ = ToDevice(keys_);
+      long_values_ = ToDevice(values_);
+    }
+    device_table_ = ToDevice(table_);
+  }
+
+  DeviceKv device() {
+    const bool is_long = type_ == KvType::kF32;
+    return {.type = type_,
+            .keys = is_long ? static_cast<void*>(long_keys_.data()) : short_keys_.data(),
+            .values = is_long ? static_cast<void*>(long_values_.data()) : short_values_.data(),
+            .table = device_table_.data(),
+            .max_pages = max_pages_,
+            .page_tokens = page_tokens_};
+  }
+  // The host's pages of a sequence; valid until the next call.
+  KvPages host(int sequence) {
+    key_pages_.clear();
+    value_pages_.clear();
+    for (int i = 0; i < max_pages_; ++i) {
+      const int64_t at = table_[static_cast<size_t>(sequence * max_pages_ + i)] * page_size_;
+      key_pages_.push_back(keys_.data() + at);
+      value_pages_.push_back(values_.data() + at);
+    }
+    return {key_pages_, value_pages_, page_tokens_};
+  }
+  Floats host_keys() const { return Rounded(keys_); }
+  Floats host_values() const { return Rounded(values_); }
+  Floats device_keys() const {
+    return type_ == KvType::kF32 ? ToHost(long_keys_) : FromBf16Bits(ToHost(short_keys_));
+  }
+  Floats device_values() const {
+    return type_ == KvType::kF32 ? ToHost(long_values_) : FromBf16Bits(ToHost(short_values_));
+  }
+
+ private:
+  Floats Rounded(Floats values) const {
+    if (type_ == KvType::kBf16) std::ranges::transform(values, values.begin(), RoundedToBf16);
+    return values;
+  }
+
+  int max_pages_, page_tokens_;
+  KvType type_;
+  int64_t page_size_ = 0;
+  std::vector<int32_t> table_;
+  Floats keys_, values_;
+  DeviceBuffer<float> long_keys_, long_values_;
+  DeviceBuffer<uint16_t> short_keys_, short_values_;
+  DeviceBuffer<int32_t> device_table_;
+  std::vector<float*> key_pages_, value_pages_;
+};
+
+class AttentionCudaTest : public CudaTest {
+ protected:
+  // Rows at `positions`, rows.n_rows of each sequence; idle ones are -1. Outputs of the device.
+  Floats Run(const AttentionShape& shape, const SequenceRows& rows,
+             const std::vector<int64_t>& positions, int64_t max_positions, const Floats& q,
+             const Floats& query_gate, Pool& pool) {
+    const auto device_positions = ToDevice(positions);
+    const auto device_q = ToDevice(q), device_gate = ToDevice(query_gate);
+    auto scratch = Poisoned<float>(AttentionScratchFloats(shape, rows.total(), max_positions));
+    auto out = Poisoned<float>(static_cast<int64_t>(q.size()));
+    HEARTH_EXPECT_CUDA(AttentionCuda(shape, rows, device_positions.data(), max_positions,
+                                     device_q.data(), device_gate.data(), pool.device(),
+                                     scratch.data(), out.data(), nullptr));
+    return ToHost(out);
+  }
+
+  void ExpectAgreement(const AttentionShape& shape, const std::vector<int64_t>& positions,
+                       KvType type, uint32_t seed) {
+    const int n = static_cast<int>(positions.size()), d = shape.head_dim;
+    const int64_t max_positions = *std::ranges::max_element(positions) + 1;
+    Pool pool(shape, n, static_cast<int>(max_positions / 16 + 1), 16, type, seed);
+    const int64_t row = int64_t{shape.n_heads} * d;
+    const Floats q = RandomFloats(n * row, seed + 2, 2),
+                 gates = RandomFloats(n * row * 2, seed + 3);
+    const Floats got = Run(shape, {n, 1}, positions, max_positions, q, gates, pool);
+    for (int s = 0; s < n; ++s) {
+      Floats gate, want(static_cast<size_t>(row));
+      for (int64_t i = 0; i < row; ++i) {
+        gate.push_back(gates[static_cast<size_t>(s * row * 2 + i / d * 2 * d + d + i % d)]);
+      }
+      exact_.Attention(shape, 1, positions[static_cast<size_t>(s)], q.data() + s * row, gate.data(),
+                       pool.host(s), want.data());
+      const Floats mine(got.begin() + s * row, got.begin() + (s + 1) * row);
+      EXPECT_TRUE(AllClose(mine, want, {.abs = 1e-5, .rel = 1e-4}))
+          << shape.n_heads << " heads of " << d << ", position "
+          << positions[static_cast<size_t>(s)];
+    }
+  }
+
+  Parallel parallel_{2};
+  ExactOps exact_{&parallel_};
+};
+
+TEST_F(AttentionCudaTest, DecodeAgreesAtEveryLengthAroundPagesAndStretches) {
+  const std::vector<int64_t> positions = {0, 14, 15, 16, 62, 63, 64, 510, 511, 512, 2048};
+  uint32_t seed = 1;
+  for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+    ExpectAgreement({4, 2, 64}, positions, type, seed += 10);
+    ExpectAgreement({16, 2, 256}, positions, type, seed += 10);
+  }
+}
+
+TEST_F(AttentionCudaTest, DecodeAgreesForEveryHeadWidthAndShare) {
+  uint32_t seed = 1000;
+  for (const AttentionShape& shape :
+       {AttentionShape{2, 2, 32}, AttentionShape{6, 2, 32}, AttentionShape{32, 2, 64},
+        AttentionShape{9, 1, 128}, AttentionShape{16, 16, 128}, AttentionShape{32, 4, 256}}) {
+    for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+      ExpectAgreement(shape, {100, 0, 129}, type, seed += 10);
+    }
+  }
+}
+
+TEST_F(AttentionCudaTest, LongContextsHaveLongerStretches) {
+  EXPECT_EQ(StretchOf(1), 64);
+  EXPECT_EQ(StretchOf(8192), 64);
+  EXPECT_EQ(StretchOf(8193), 128);
+  EXPECT_EQ(StretchOf(262144), 2048);
+  ExpectAgreement({2, 1, 32}, {8191, 8192, 17000}, KvType::kF32, 5);
+}
+
+TEST_F(AttentionCudaTest, NeighboursAndTheGridDoNotChangeABit) {
+  const AttentionShape shape{4, 2, 64};
+  constexpr int64_t kPosition = 700;
+  Pool pool(shape, 3, 64, 16, KvType::kF32, 3);
+  const Floats q = RandomFloats(3 * 4 * 64, 4), gates = RandomFloats(3 * 4 * 128, 5);
+  const Floats alone =
+      Run(shape, {1, 1}, {kPosition}, kPosition + 1, Floats(q.begin(), q.begin() + 256),
+          Floats(gates.begin(), gates.begin() + 512), pool);
+  const Floats among = Run(shape, {3, 1}, {kPosition, -1, 1000}, 1024, q, gates, pool);
+  EXPECT_EQ(Floats(among.begin(), among.begin() + 256), alone);
+  for (size_t i = 0; i < among.size(); ++i) {
+    EXPECT_EQ(std::isnan(among[i]), i / 256 == 1) << "the idle row, and only it, is left: " << i;
+  }
+}
+
+TEST_F(AttentionCudaTest, RowsOfOneSequenceShareItsPages) {
+  const AttentionShape shape{4, 2, 64};
+  constexpr int kRows = 5;
+  Pool pool(shape, 1, 8, 16, KvType::kF32, 13);
+  const Floats q = RandomFloats(kRows * 256, 14), gates = RandomFloats(kRows * 512, 15);
+  const Floats got = Run(shape, {1, kRows}, {60, 61, 62, 63, 64}, 128, q, gates, pool);
+  for (int t = 0; t < kRows; ++t) {
+    const Floats alone =
+        Run(shape, {1, 1}, {60 + t}, 128, Floats(q.begin() + t * 256, q.begin() + (t + 1) * 256),
+            Floats(gates.begin() + t * 512, gates.begin() + (t + 1) * 512), pool);
+    EXPECT_EQ(Floats(got.begin() + t * 256, got.begin() + (t + 1) * 256), alone) << t;
+  }
+}
+
+TEST_F(AttentionCudaTest, RotatesAndStoresAsTheReferenceDoes) {
+  uint32_t seed = 50;
+  for (const AttentionShape& shape : {AttentionShape{2, 1, 32}, AttentionShape{4, 2, 64},
+                                      AttentionShape{5, 5, 48}, AttentionShape{16, 2, 256}}) {
+    for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+      const int d = shape.head_dim, half = d / 8;
+      const SequenceRows rows{2, 3};
+      const std::vector<int64_t> positions = {14, 15, 16, 300, 301, 302};
+      Pool pool(shape, 2, 20, 16, type, seed += 10);
+      RotaryTable rotary;
+      rotary.scale = 1.25;
+      for (int j = 0; j < half; ++j) {
+        rotary.inverse_frequencies.push_back(std::pow(1e7, -j / static_cast<double>(half)));
+      }
+      const Floats query_gate = RandomFloats(int64_t{6} * shape.n_heads * 2 * d, seed + 1);
+      Floats k = RandomFloats(int64_t{6} * shape.n_kv_heads * d, seed + 2);
+      const Floats v = RandomFloats(static_cast<int64_t>(k.size()), seed + 3);
+      const Floats q_norm = RandomFloats(d, seed + 4), k_norm = RandomFloats(d, seed + 5);
+
+      const auto device_frequencies = ToDevice(rotary.inverse_frequencies);
+      const auto device_positions = ToDevice(positions);
+      const auto device_qg = ToDevice(query_gate), device_k = ToDevice(k), device_v = ToDevice(v),
+                 device_qn = ToDevice(q_norm), device_kn = ToDevice(k_norm);
+      auto device_q = Poisoned<float>(int64_t{6} * shape.n_heads * d);
+      HEARTH_EXPECT_CUDA(RotateAndStoreCuda(shape, rows, {device_qn.data(), device_kn.data(), kEps},
+                                            {device_frequencies.data(), half, rotary.scale},
+                                            device_positions.data(), device_qg.data(),
+                                            device_k.data(), device_v.data(), pool.device(),
+                                            device_q.data(), nullptr));
+
+      Floats q(static_cast<size_t>(device_q.size())), gate(q.size());
+      exact_.PrepareQueryKey(shape, 6, positions.data(), rotary, query_gate.data(), q_norm.data(),
+                             k_norm.data(), kEps, q.data(), gate.data(), k.data());
+      for (int s = 0; s < 2; ++s) {
+        const int64_t at = int64_t{s} * 3 * shape.n_kv_heads * d;
+        exact_.StoreKv(shape, 3, positions[static_cast<size_t>(3 * s)], k.data() + at,
+                       v.data() + at, pool.host(s));
+      }
+      EXPECT_TRUE(AllClose(ToHost(device_q), q, {.abs = 1e-5, .rel = 1e-5})) << d;
+      // Where float32 differs in the last place, bf16 may round the other way.
+      const Tolerance keys = type == KvType::kF32 ? Tolerance{.abs = 1e-5, .rel = 1e-5}
+                                                  : Tolerance{.abs = 1e-5, .rel = 1.0 / 128};
+      EXPECT_TRUE(AllClose(pool.device_keys(), pool.host_keys(), keys)) << d;
+      EXPECT_EQ(pool.device_values(), pool.host_values()) << d;
+    }
+  }
+}
+
+TEST_F(AttentionCudaTest, FarPositionsTurnAsFarAsTheReference) {
+  const AttentionShape shape{1, 1, 64};
+  const std::vector<int64_t> positions = {262143, 1000003};
+  const RotaryTable rotary{.inverse_frequencies = {1, 0.5, 0.001, 1e-6}, .scale = 1};
+  const Floats query_gate = RandomFloats(2 * 128, 1), norm(64, 0.f);
+  Floats k = RandomFloats(2 * 64, 2), q(128), gate(128);
+  constexpr int kMaxPages = 1000003 / 16 + 1;
+  const auto table = ToDevice(std::vector<int32_t>(2 * kMaxPages));  // one page, again and again
+  auto keys = Poisoned<float>(16 * 64), values = Poisoned<float>(16 * 64);
+  const auto frequencies = ToDevice(rotary.inverse_frequencies);
+  const auto device_positions = ToDevice(positions);
+  const auto device_qg = ToDevice(query_gate), device_k = ToDevice(k), device_norm = ToDevice(norm);
+  auto device_q = Poisoned<float>(128);
+  HEARTH_EXPECT_CUDA(RotateAndStoreCuda(
+      shape, {2, 1}, {device_norm.data(), device_norm.data(), kEps}, {frequencies.data(), 4, 1},
+      device_positions.data(), device_qg.data(), device_k.data(), device_k.data(),
+      {.type = KvType::kF32,
+       .keys = keys.data(),
+       .values = values.data(),
+       .table = table.data(),
+       .max_pages = kMaxPages,
+       .page_tokens = 16},
+      device_q.data(), nullptr));
+  exact_.PrepareQueryKey(shape, 2, positions.data(), rotary, query_gate.data(), norm.data(),
+                         norm.data(), kEps, q.data(), gate.data(), k.data());
+  EXPECT_TRUE(AllClose(ToHost(device_q), q, {.abs = 3e-6, .rel = 1e-5}));
+}
+
+TEST_F(AttentionCudaTest, RefusesShapesItHasNoKernelFor) {
+  const auto attend = [](const AttentionShape& shape) {
+    return AttentionCuda(shape, {1, 1}, nullptr, 64, nullptr, nullptr, {.page_tokens = 16}, nullptr,
+                         nullptr, nullptr);
+  };
+  EXPECT_EQ(attend({4, 2, 96}), cudaErrorInvalidValue);
+  EXPECT_EQ(attend({5, 2, 64}), cudaErrorInvalidValue);
+}
+
+}  // namespace
+}  // namespace hearth::worker
