@@ -22,9 +22,12 @@ using worker::DeviceMatrix;
 constexpr double kRotatedBytes = 400e6;
 constexpr int kWidth = 2048, kInner = 512, kTopK = 10;
 
-// Scales, and bf16 values, of one size: random bits would hold infinities.
-std::shared_ptr<void> DeviceHalves(size_t n, uint16_t bits) {
-  const std::vector<uint16_t> values(n, bits);
+// Scales, and bf16 values, that differ from `bits` in what `mask` lets vary: random bits alone
+// would hold infinities.
+std::shared_ptr<void> DeviceHalves(size_t n, uint16_t bits, uint16_t mask) {
+  std::vector<uint16_t> values(n);
+  std::minstd_rand random(4);
+  for (uint16_t& value : values) value = static_cast<uint16_t>(bits ^ ((random() >> 8) & mask));
   void* data = nullptr;
   if (cudaMalloc(&data, n * 2) != cudaSuccess ||
       cudaMemcpy(data, values.data(), n * 2, cudaMemcpyHostToDevice) != cudaSuccess) {
@@ -33,6 +36,8 @@ std::shared_ptr<void> DeviceHalves(size_t n, uint16_t bits) {
   }
   return {data, [](void* at) { cudaFree(at); }};
 }
+std::shared_ptr<void> DeviceScales(size_t n) { return DeviceHalves(n, F32ToF16(0.02f), 0x1ff); }
+std::shared_ptr<void> DeviceBf16(size_t n) { return DeviceHalves(n, F32ToBF16(0.02f), 0x807f); }
 
 worker::Levels Nf4() {
   worker::Levels levels;
@@ -49,11 +54,9 @@ void AddLinear(WeightKind kind, int64_t out, int64_t in, int n_rows, CudaCases* 
   const int n_copies = 2 + static_cast<int>(kRotatedBytes / weight_bytes);
   const auto copies = static_cast<size_t>(n_copies);
   const bool is_bf16 = kind == WeightKind::kBF16;
-  const auto data = is_bf16 ? DeviceHalves(copies * bytes.data / 2, F32ToBF16(0.02f))
-                            : RandomDeviceBits(copies * bytes.data);
-  const auto scales = DeviceHalves(is_bf16 ? 1 : bytes.absmax / 2, F32ToF16(0.02f));
-  const auto all_scales =
-      is_bf16 ? scales : DeviceHalves(copies * bytes.absmax / 2, F32ToF16(0.02f));
+  const auto data =
+      is_bf16 ? DeviceBf16(copies * bytes.data / 2) : RandomDeviceBits(copies * bytes.data);
+  const auto scales = DeviceScales(is_bf16 ? 1 : copies * bytes.absmax / 2);
   const auto x = RandomDeviceFloats(static_cast<size_t>(n_rows * in));
   const auto y = RandomDeviceFloats(static_cast<size_t>(n_rows * out));
   const Linear linear = kind == WeightKind::kTiled4   ? worker::Tiled4LinearCuda
@@ -63,7 +66,7 @@ void AddLinear(WeightKind kind, int64_t out, int64_t in, int n_rows, CudaCases* 
     const size_t copy = static_cast<size_t>(i % n_copies);
     const DeviceMatrix matrix = {
         .data = static_cast<const uint8_t*>(data.get()) + copy * bytes.data,
-        .scales = static_cast<const uint16_t*>(all_scales.get()) + copy * bytes.absmax / 2,
+        .scales = static_cast<const uint16_t*>(scales.get()) + copy * bytes.absmax / 2,
         .out = out,
         .in = in,
         .factor = 1,
