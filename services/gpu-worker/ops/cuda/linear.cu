@@ -10,6 +10,8 @@ constexpr int kWarps = 16, kThreads = kWarps * kWarp;
 constexpr int kMaxRows = 8;
 // 16-byte loads that a lane has under way.
 constexpr int kDepth = 4;
+// Blocks a processor: one row fits in 64 registers a thread, more do not.
+constexpr int ResidentBlocks(int n_rows) { return n_rows == 1 ? 2 : 1; }
 
 struct GemvArgs {
   DeviceMatrix weights;
@@ -38,9 +40,8 @@ __device__ void WriteSums(const GemvArgs& args, int64_t first, float factor,
 // A block takes kWarps / split strips of 16 outputs at a time; the warps of a strip take its tiles
 // in turn, a lane four rows of each.
 template <int kBits, int kRows>
-__global__ __launch_bounds__(kThreads,
-                             kRows <= 2 ? 2
-                                        : 1) void TiledGemv(const __grid_constant__ GemvArgs args) {
+__global__ __launch_bounds__(kThreads, ResidentBlocks(kRows)) void TiledGemv(
+    const __grid_constant__ GemvArgs args) {
   static_assert(kRows >= 1 && kRows <= kMaxRows);
   extern __shared__ float4 shared[];
   auto* table = reinterpret_cast<float2*>(shared);
@@ -105,9 +106,8 @@ __device__ inline float2 Bf16Pair(uint32_t bits) {
 // A block takes kWarps / split outputs at a time; the warps of one take its columns in turns of
 // 256, a lane eight neighbours.
 template <int kRows>
-__global__ __launch_bounds__(kThreads,
-                             kRows <= 2 ? 2
-                                        : 1) void Bf16Gemv(const __grid_constant__ GemvArgs args) {
+__global__ __launch_bounds__(kThreads, ResidentBlocks(kRows)) void Bf16Gemv(
+    const __grid_constant__ GemvArgs args) {
   static_assert(kRows >= 1 && kRows <= kMaxRows);
   constexpr int kTurn = kWarp * 8;
   extern __shared__ float4 shared[];
@@ -220,7 +220,7 @@ cudaError_t Launch(const Family& family, GemvArgs args, const Card& card, cudaSt
   const int64_t n_units = (args.weights.out + family.width - 1) / family.width;
   const int per_block = kWarps / args.split;
   const int64_t n_groups = (n_units + per_block - 1) / per_block;
-  const int resident = kernel_rows == 1 ? 2 : 1;
+  const int resident = ResidentBlocks(kernel_rows);
   const auto n_blocks =
       static_cast<unsigned>(std::min<int64_t>(n_groups, int64_t{card.n_processors} * resident));
   const auto bytes = static_cast<size_t>(family.table_bytes) +

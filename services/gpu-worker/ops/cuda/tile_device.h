@@ -72,12 +72,14 @@ __device__ inline void DecodeRow(const RawTile<kBits>& raw, int row, const float
   };
   if constexpr (kBits == 4) {
     const uint32_t codes = word(raw.codes[0]);
-    const char* copy = reinterpret_cast<const char*>(table) + lane % kTableCopies * 8;
+    const uint32_t copy = static_cast<uint32_t>(lane) % kTableCopies * 8;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      // byte j times the 128 bytes between two entries
-      const uint32_t offset = (j == 0 ? codes << 7 : codes >> (8 * j - 7)) & 0x7f80u;
-      const float2 pair = *reinterpret_cast<const float2*>(copy + offset);
+      // Byte j times the 128 bytes between two entries; "or" with the lane's copy is one
+      // instruction with the "and".
+      const uint32_t at = ((j == 0 ? codes << 7 : codes >> (8 * j - 7)) & 0x7f80u) | copy;
+      const float2 pair =
+          *reinterpret_cast<const float2*>(reinterpret_cast<const char*>(table) + at);
       w[j] = pair.x;
       w[4 + j] = pair.y;
     }
