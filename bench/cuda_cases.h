@@ -25,6 +25,7 @@ using CudaCases = std::vector<CudaCase>;
 // Device-to-device copies: the rate that all others are measured by. The first case added.
 void AddCopyCase(CudaCases* cases);
 void AddLinearCases(CudaCases* cases);
+void AddMixerCases(CudaCases* cases);
 
 // Device memory of random bits for a case, freed by the last owner. Ends the program where the card
 // has too little.

@@ -92,6 +92,7 @@ int Main(int argc, char** argv) {
   CudaCases cases;
   AddCopyCase(&cases);
   AddLinearCases(&cases);
+  AddMixerCases(&cases);
   json::array results;
   double copy_rate = 1;
   int n_failed = 0;
