@@ -238,7 +238,7 @@ void AddBenchmark(CLI::App& app, int* exit_code) {
   command->add_flag("--exact", flags->exact, "The float32 backend");
   command
       ->add_option("--isa", flags->isa, "Instruction set of the fast backend (default: the best)")
-      ->check(CLI::IsMember({"avx512", "avxvnni", "avx2"}));
+      ->check(CLI::IsMember({"amx", "avx512", "avxvnni", "avx2"}));
   command->callback([flags, exit_code] { *exit_code = Run(*flags); });
 }
 

@@ -37,7 +37,7 @@ const std::vector<PassedFlag>& PassedFlags() {
       {"--kv-tokens", "Tokens that all generations together can keep", {kWorker}},
       {"--model-name", "The model's name in the API (default: the folder's)", {kWorker}},
       {"--backend", "What computes: cpu", {kWorker}},
-      {"--isa", "Instruction set of the CPU backend: avx512, avxvnni, avx2", {kWorker}},
+      {"--isa", "Instruction set of the CPU backend: amx, avx512, avxvnni, avx2", {kWorker}},
       {"--log-level", "debug, info, warning or error", {kStore, kWorker, kGateway}},
       {"--allowed-host", "Further Host header to accept (may be repeated)", {kGateway}},
       {"--allowed-origin", "Web origin to accept (may be repeated)", {kGateway}},

@@ -58,7 +58,7 @@ void AddVerify(CLI::App& app, int* exit_code) {
                  "The fast backend, judged by its logits and the likelihood of the text")
       ->excludes(exact);
   command->add_option("--isa", flags->isa, "Instruction set of the fast one (default: the best)")
-      ->check(CLI::IsMember({"avx512", "avxvnni", "avx2"}));
+      ->check(CLI::IsMember({"amx", "avx512", "avxvnni", "avx2"}));
   command->add_option("--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024));
   command->callback([flags, exit_code] {
     const auto report = RunVerify(*flags);

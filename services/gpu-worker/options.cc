@@ -77,7 +77,7 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   app.add_flag("--exact", line.exact,
                "Compute in float32 throughout: slow, for comparisons (the store needs it too)");
   app.add_option("--isa", line.isa, "Instruction set of the CPU backend (default: the best)")
-      ->check(CLI::IsMember({"avx512", "avxvnni", "avx2"}));
+      ->check(CLI::IsMember({"amx", "avx512", "avxvnni", "avx2"}));
   AddSizes(app, line);
   app.add_option("--grace-seconds", line.grace_seconds, "For running requests when told to stop")
       ->check(CLI::Range(0.0, 3600.0))

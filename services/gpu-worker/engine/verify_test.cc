@@ -75,7 +75,7 @@ INSTANTIATE_TEST_SUITE_P(References, VerifyFast,
                          ::testing::Combine(::testing::Values("tiny-a", "tiny-a-bf16", "tiny-b",
                                                               "made-top1-unnormalised",
                                                               "made-equal-heads-f16"),
-                                            ::testing::Values("avx512", "avxvnni", "avx2")));
+                                            ::testing::Values("amx", "avx512", "avxvnni", "avx2")));
 
 TEST(Verify, AnotherModelsReferenceIsFoundWrong) {
   ASSERT_OK_AND_ASSIGN(const Loaded loaded, Load(Golden("tiny-a"), 1));

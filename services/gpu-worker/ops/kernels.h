@@ -108,8 +108,9 @@ struct Kernels {
 };
 
 // What this CPU and operating system can run, best first; at least one wherever the product runs.
-// nullptr-free. Names: "avx512" (AVX-512 with VNNI and VBMI), "avxvnni" (AVX2 with AVX-VNNI),
-// "avx2".
+// Names: "avx512" (AVX-512 with VNNI and VBMI), "avxvnni" (AVX2 with AVX-VNNI), "avx2", and last
+// "amx" (AVX-512, and AMX-INT8 tiles for groups of 4 to 8 rows): only where it is asked for, since
+// it measured slower than AVX-512 (docs/numbers/cpu.md).
 std::vector<const Kernels*> UsableKernels();
 // The best, or the one of that name; nothing where the CPU lacks it.
 const Kernels* FindKernels(std::string_view name);

@@ -1,12 +1,12 @@
 // Sixteen floats, and 16 x int32 sums of byte products, in AVX-512 registers. Included by one
-// kernels_*.cc inside its own namespace; simd_avx2.h has the same names.
+// kernels_*.cc, which says the namespace: HEARTH_ISA. simd_avx2.h has the same names.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-namespace hearth::worker::avx512 {
+namespace hearth::worker::HEARTH_ISA {
 
 constexpr int kSumRegisters = 16;  // vectors that a loop may keep as sums, of 32
 
@@ -110,4 +110,4 @@ inline Sums AddProducts(Sums sums, Bytes weights, const int8_t* x) {
   return {_mm512_dpbusd_epi32(sums.v, weights.v, _mm512_set1_epi32(four))};
 }
 
-}  // namespace hearth::worker::avx512
+}  // namespace hearth::worker::HEARTH_ISA
