@@ -1,5 +1,6 @@
 #include "common/synthetic/random.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -48,15 +49,20 @@ void FillRandomBytes(uint64_t stream, uint64_t offset, std::span<std::byte> byte
 }
 
 void FillNormalBf16(uint64_t stream, uint64_t first, float mean, float deviation,
-                    std::span<uint16_t> values) {
+                    std::span<std::byte> bytes) {
   static const std::array<float, kQuantiles> quantiles = MakeQuantiles();
   std::array<uint16_t, kQuantiles> table;
   for (size_t i = 0; i < kQuantiles; ++i) table[i] = F32ToBF16(mean + deviation * quantiles[i]);
-  for (size_t i = 0; i < values.size(); i += 4) {
+  const size_t n = bytes.size() / sizeof(uint16_t);
+  for (size_t i = 0; i < n; i += 4) {
     uint64_t word = RandomWord(stream, (first + i) / 4);
-    for (size_t j = i; j < i + 4 && j < values.size(); ++j, word >>= 16) {
-      values[j] = table[word % kQuantiles];
+    uint16_t values[4];
+    for (uint16_t& value : values) {
+      value = table[word % kQuantiles];
+      word >>= 16;
     }
+    std::memcpy(bytes.data() + i * sizeof(uint16_t), values,
+                std::min<size_t>(4, n - i) * sizeof(uint16_t));
   }
 }
 

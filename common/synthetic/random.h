@@ -25,9 +25,10 @@ uint64_t StreamOf(uint64_t seed, std::string_view name);
 void FillRandomBytes(uint64_t stream, uint64_t offset, std::span<std::byte> bytes);
 
 // Normally distributed values from element `first` (a multiple of 4) on, rounded to bf16. Drawn
-// from 4096 quantiles, so none is beyond 3.7 deviations.
+// from 4096 quantiles, so none is beyond 3.7 deviations. Any address will do: in a file tensors
+// begin where others end.
 void FillNormalBf16(uint64_t stream, uint64_t first, float mean, float deviation,
-                    std::span<uint16_t> values);
+                    std::span<std::byte> bytes);
 
 // Equally distributed values with this deviation and mean 0.
 void FillRandomFloats(uint64_t stream, float deviation, std::span<float> values);

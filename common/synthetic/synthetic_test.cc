@@ -85,8 +85,8 @@ TEST(SyntheticRandom, AnyPartIsTheSameAsThatPartOfTheWhole) {
   FillRandomBytes(StreamOf(2, "a"), 1600, part);
   EXPECT_NE(std::memcmp(whole.data() + 1600, part.data(), part.size()), 0);
   std::vector<uint16_t> values(1000), some(10);
-  FillNormalBf16(StreamOf(1, "b"), 0, 0, 1, values);
-  FillNormalBf16(StreamOf(1, "b"), 500, 0, 1, some);
+  FillNormalBf16(StreamOf(1, "b"), 0, 0, 1, std::as_writable_bytes(std::span(values)));
+  FillNormalBf16(StreamOf(1, "b"), 500, 0, 1, std::as_writable_bytes(std::span(some)));
   EXPECT_EQ(std::memcmp(values.data() + 500, some.data(), 20), 0);
 }
 
@@ -98,7 +98,7 @@ TEST(SyntheticRandom, WordsOfAStreamDiffer) {
 
 TEST(SyntheticRandom, ValuesHaveTheMomentsThatWereAskedFor) {
   std::vector<uint16_t> values(1 << 20);
-  FillNormalBf16(StreamOf(3, "moments"), 0, 1.F, 0.5F, values);
+  FillNormalBf16(StreamOf(3, "moments"), 0, 1.F, 0.5F, std::as_writable_bytes(std::span(values)));
   double sum = 0, squares = 0;
   for (const uint16_t value : values) {
     const double x = BF16ToF32(value);

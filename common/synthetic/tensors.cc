@@ -187,9 +187,7 @@ void FillTensor(const SyntheticTensor& tensor, uint64_t seed, uint64_t offset,
     case Contents::kNestedScales:
       return FillScales(stream, offset, tensor.mean, bytes);
     case Contents::kNormalBf16:
-      return FillNormalBf16(
-          stream, offset / 2, tensor.mean, tensor.deviation,
-          {reinterpret_cast<uint16_t*>(bytes.data()), bytes.size() / sizeof(uint16_t)});
+      return FillNormalBf16(stream, offset / 2, tensor.mean, tensor.deviation, bytes);
   }
 }
 
