@@ -127,8 +127,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) AttendStretchKernel(AttentionAr
   __shared__ float acc[kWarps][kQueries][kHead];
 
   const int64_t row = blockIdx.z;
-  const int64_t n_seen = args.positions[row] + 1;
-  if (n_seen <= 0) return;
+  const int64_t n_seen = args.positions[row] + 1;  // 0 or less of an idle row
   const int64_t stretch = StretchOf(n_seen), begin = int64_t{blockIdx.x} * stretch;
   if (begin >= n_seen) return;
   const int64_t end = min(begin + stretch, n_seen);

@@ -198,7 +198,8 @@ TEST_F(AttentionCudaTest, NeighboursAndTheGridDoNotChangeABit) {
   const Floats among = Run(shape, {3, 1}, {kPosition, -1, 1000}, 1024, q, gates, pool);
   EXPECT_EQ(Floats(among.begin(), among.begin() + 256), alone);
   for (size_t i = 0; i < among.size(); ++i) {
-    EXPECT_EQ(std::isnan(among[i]), i / 256 == 1) << "the idle row, and only it, is left: " << i;
+    EXPECT_EQ(IsPoison(among[i]), i / 256 == 1)
+        << "the idle row, and only it, is left poisoned: " << i;
   }
 }
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "services/gpu-worker/ops/cuda/device.h"
@@ -45,6 +46,13 @@ DeviceBuffer<T> Poisoned(int64_t size) {
   HEARTH_EXPECT_CUDA(buffer.Allocate(size));
   HEARTH_EXPECT_CUDA(cudaMemset(buffer.data(), 0xff, static_cast<size_t>(buffer.bytes())));
   return buffer;
+}
+
+// Whether `value` is Poisoned's: a NaN that no arithmetic of the device gives.
+inline bool IsPoison(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits == ~uint32_t{0};
 }
 
 std::vector<float> RandomFloats(int64_t n, uint32_t seed, float size = 1);
