@@ -77,11 +77,12 @@ class FileCheckpoint : public Checkpoint {
   }
 
   absl::StatusOr<OwnedLinear> Linear(std::string_view module) const override {
-    const auto found = tensors_.linears.find(ToAbsl(module));
-    if (found == tensors_.linears.end()) {
-      return absl::NotFoundError(absl::StrCat(folder_.string(), ": no linear ", ToAbsl(module)));
-    }
-    return ReadLinear(found->second);
+    HEARTH_ASSIGN_OR_RETURN(const LinearSource* source, Find(module));
+    return ReadLinear(*source);
+  }
+  absl::StatusOr<LinearRef> LinearShape(std::string_view module) const override {
+    HEARTH_ASSIGN_OR_RETURN(const LinearSource* source, Find(module));
+    return ReadLinearShape(*source);
   }
 
   bool Has(std::string_view module) const override {
@@ -100,6 +101,12 @@ class FileCheckpoint : public Checkpoint {
   }
 
  private:
+  absl::StatusOr<const LinearSource*> Find(std::string_view module) const {
+    const auto found = tensors_.linears.find(ToAbsl(module));
+    if (found != tensors_.linears.end()) return &found->second;
+    return absl::NotFoundError(absl::StrCat(folder_.string(), ": no linear ", ToAbsl(module)));
+  }
+
   absl::Status ResolveAll() {
     HEARTH_ASSIGN_OR_RETURN(tensors_, Resolve(files_, config_, ListModelTensors(config_)));
     if (!tensors_.missing.empty()) return MissingError(folder_, tensors_);

@@ -49,7 +49,7 @@ class Checkpoint {
   // tensor where it is one). absmax values that are NaN, infinite or negative are DataLoss.
   virtual absl::StatusOr<OwnedLinear> Linear(std::string_view module) const = 0;
   // Kind, shape, block size and levels of a linear; data and absmax are null. Here: those of
-  // Linear; cheaper where contents would have to be made.
+  // Linear; a folder's checkpoint reads neither weights nor scales for it.
   virtual absl::StatusOr<LinearRef> LinearShape(std::string_view module) const;
   virtual bool Has(std::string_view module) const = 0;
 

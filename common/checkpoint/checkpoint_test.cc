@@ -119,6 +119,29 @@ TEST_F(CheckpointTest, FusedExpertsAreTheSameSlices) {
   }
 }
 
+TEST_F(CheckpointTest, ShapesAreThoseOfTheLinears) {
+  for (const Storage storage : {Storage::kBF16, Storage::kNf4}) {
+    std::filesystem::remove_all(folder_);
+    const auto checkpoint = WriteAndOpen({.experts = storage});
+    ASSERT_NE(checkpoint, nullptr);
+    for (const char* name : {"gate_proj", "down_proj"}) {
+      ASSERT_OK_AND_ASSIGN(const LinearRef shape,
+                           checkpoint->LinearShape(std::string(kExpert) + name));
+      ASSERT_OK_AND_ASSIGN(const OwnedLinear linear,
+                           checkpoint->Linear(std::string(kExpert) + name));
+      EXPECT_EQ(shape.kind, linear.ref.kind);
+      EXPECT_EQ(shape.out, linear.ref.out);
+      EXPECT_EQ(shape.in, linear.ref.in);
+      EXPECT_EQ(shape.block_size, linear.ref.block_size);
+      EXPECT_EQ(shape.levels, linear.ref.levels);
+      EXPECT_EQ(shape.data, nullptr);
+      EXPECT_EQ(shape.absmax, nullptr);
+    }
+  }
+  EXPECT_THAT(WriteAndOpen({})->LinearShape("model.none"),
+              IsStatus(absl::StatusCode::kNotFound, HasSubstr("no linear model.none")));
+}
+
 TEST_F(CheckpointTest, FoldersThatAreNoCheckpointAreRefusedWithWhatToGive) {
   const auto refused = [](const std::filesystem::path& folder, const std::string& message) {
     EXPECT_THAT(Checkpoint::Open(folder),

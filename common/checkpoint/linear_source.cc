@@ -146,14 +146,8 @@ absl::Status ReadNestedAbsmax(const LinearSource& source, uint64_t first, std::s
   return absl::OkStatus();
 }
 
-absl::StatusOr<OwnedLinear> ReadBlock4(const LinearSource& source) {
-  OwnedLinear linear;
-  linear.ref.kind = WeightKind::kBlock4;
-  linear.ref.block_size = source.block_size;
+absl::Status ReadBlock4(const LinearSource& source, OwnedLinear& linear) {
   linear.ref.data = source.weight.view->bytes.data() + source.first_element / 2;
-  const std::vector<float> levels = FloatsOf(source.levels);
-  if (!AllFinite(levels)) return source.levels.Error("a level is NaN or infinite");
-  std::ranges::copy(levels, linear.ref.levels.begin());
   const uint64_t block_size = source.block_size;
   const uint64_t first = source.first_element / block_size;
   linear.absmax.resize(CeilDiv(source.out * source.in, block_size));
@@ -161,7 +155,17 @@ absl::StatusOr<OwnedLinear> ReadBlock4(const LinearSource& source) {
                              ? ReadNestedAbsmax(source, first, linear.absmax)
                              : ReadPlainAbsmax(source, first, linear.absmax));
   linear.ref.absmax = linear.absmax.data();
-  return linear;
+  return absl::OkStatus();
+}
+
+void ReadPlain(const LinearSource& source, OwnedLinear& linear) {
+  const uint64_t element = DtypeBytes(source.weight.view->dtype);
+  const auto bytes = source.weight.view->bytes.subspan(source.first_element * element,
+                                                       source.out * source.in * element);
+  linear.ref.data = bytes.data();
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % element == 0) return;
+  linear.aligned.assign(bytes.begin(), bytes.end());
+  linear.ref.data = linear.aligned.data();
 }
 
 }  // namespace
@@ -229,23 +233,26 @@ absl::Status FinishGroup(LinearSource& source, const std::vector<uint64_t>& shap
   return absl::OkStatus();
 }
 
+absl::StatusOr<LinearRef> ReadLinearShape(const LinearSource& source) {
+  LinearRef shape{.kind = source.kind,
+                  .out = static_cast<int64_t>(source.out),
+                  .in = static_cast<int64_t>(source.in)};
+  if (source.kind != WeightKind::kBlock4) return shape;
+  shape.block_size = source.block_size;
+  const std::vector<float> levels = FloatsOf(source.levels);
+  if (!AllFinite(levels)) return source.levels.Error("a level is NaN or infinite");
+  std::ranges::copy(levels, shape.levels.begin());
+  return shape;
+}
+
 absl::StatusOr<OwnedLinear> ReadLinear(const LinearSource& source) {
   OwnedLinear linear;
+  HEARTH_ASSIGN_OR_RETURN(linear.ref, ReadLinearShape(source));
   if (source.kind == WeightKind::kBlock4) {
-    HEARTH_ASSIGN_OR_RETURN(linear, ReadBlock4(source));
+    HEARTH_RETURN_IF_ERROR(ReadBlock4(source, linear));
   } else {
-    const uint64_t element = DtypeBytes(source.weight.view->dtype);
-    const auto bytes = source.weight.view->bytes.subspan(source.first_element * element,
-                                                         source.out * source.in * element);
-    linear.ref.kind = source.kind;
-    linear.ref.data = bytes.data();
-    if (reinterpret_cast<uintptr_t>(bytes.data()) % element != 0) {
-      linear.aligned.assign(bytes.begin(), bytes.end());
-      linear.ref.data = linear.aligned.data();
-    }
+    ReadPlain(source, linear);
   }
-  linear.ref.out = static_cast<int64_t>(source.out);
-  linear.ref.in = static_cast<int64_t>(source.in);
   return linear;
 }
 

@@ -40,6 +40,8 @@ absl::StatusOr<LinearSource> FindGroup(const TensorFolder& folder, const std::st
 // begin at a block's first element.
 absl::Status FinishGroup(LinearSource& source, const std::vector<uint64_t>& shape);
 
+// The shape touches none of the weights and scales, which may still be on the disk.
+absl::StatusOr<LinearRef> ReadLinearShape(const LinearSource& source);
 absl::StatusOr<OwnedLinear> ReadLinear(const LinearSource& source);
 
 }  // namespace hearth
