@@ -3,6 +3,7 @@
 
 #include "cli/supervisor/cluster.h"
 #include "cli/supervisor/hang_detector.h"
+#include "cli/supervisor/readiness.h"
 #include "cli/supervisor/restart_policy.h"
 
 namespace hearth::cli {
@@ -11,6 +12,17 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using Clock = std::chrono::steady_clock;
+
+TEST(LoadingText, SaysWhatTheStoreDoesBeforeItKnowsHowMuchThereIs) {
+  v1::LoadingProgress loading;
+  loading.set_message("reading the checkpoint's headers");
+  EXPECT_EQ(LoadingText(loading), "reading the checkpoint's headers");
+  loading.set_bytes_total(3 << 20);
+  loading.set_bytes_done(1 << 20);
+  EXPECT_EQ(LoadingText(loading), "loading experts: 1.0 MiB of 3.0 MiB");
+  loading.set_adopted(true);
+  EXPECT_EQ(LoadingText(loading), "checking experts kept in memory: 1.0 MiB of 3.0 MiB");
+}
 
 TEST(RestartPolicy, DelayDoublesFromATenthOfASecond) {
   RestartPolicy policy;

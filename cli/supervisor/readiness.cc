@@ -62,6 +62,13 @@ double Fraction(uint64_t done, uint64_t total) {
 
 }  // namespace
 
+std::string LoadingText(const v1::LoadingProgress& loading) {
+  // Headers are read and memory is reserved before it is known how much there is to load.
+  if (loading.bytes_total() == 0) return loading.message();
+  return absl::StrCat(loading.adopted() ? "checking experts kept in memory: " : "loading experts: ",
+                      Bytes(loading.bytes_done()), " of ", Bytes(loading.bytes_total()));
+}
+
 ReadinessWatcher::ReadinessWatcher(const ClusterOptions& options, Console& console)
     : options_(options), console_(console), thread_([this] { Run(); }) {}
 
@@ -102,10 +109,8 @@ void ReadinessWatcher::ShowProgress() const {
   if (!store) return console_.Progress(0, "waiting for expert-store");
   const v1::LoadingProgress& loading = store->loading();
   if (loading.state() != v1::LOADING_STATE_READY) {
-    return console_.Progress(
-        kStoreShare * Fraction(loading.bytes_done(), loading.bytes_total()),
-        absl::StrCat(loading.adopted() ? "checking experts kept in memory: " : "loading experts: ",
-                     Bytes(loading.bytes_done()), " of ", Bytes(loading.bytes_total())));
+    return console_.Progress(kStoreShare * Fraction(loading.bytes_done(), loading.bytes_total()),
+                             LoadingText(loading));
   }
   const auto worker = AskWorker(options_);
   if (!worker) return console_.Progress(kStoreShare, "waiting for gpu-worker");

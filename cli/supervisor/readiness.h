@@ -11,8 +11,12 @@
 
 #include "cli/supervisor/cluster.h"
 #include "cli/supervisor/console.h"
+#include "hearth/v1/expert_store.pb.h"
 
 namespace hearth::cli {
+
+// What the store is doing, in one line; `loading` is not READY.
+std::string LoadingText(const v1::LoadingProgress& loading);
 
 class ReadinessWatcher {
  public:
