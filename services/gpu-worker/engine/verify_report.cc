@@ -19,7 +19,7 @@ std::string VerifyReport::ToText() const {
   absl::StrAppendFormat(&text, "  %-28s %12s %12s %10s\n", "quantity", "largest", "mean",
                         "allowed");
   for (const VerifyQuantity& q : quantities) {
-    absl::StrAppendFormat(&text, "  %-28s %12.3g %12.3g %10.1g  %s%s%s\n", q.name, q.largest_error,
+    absl::StrAppendFormat(&text, "  %-28s %12.3g %12.3g %10.2g  %s%s%s\n", q.name, q.largest_error,
                           q.mean_error, q.tolerance,
                           !q.is_judged ? "reported"
                           : q.ok       ? "ok"
