@@ -48,7 +48,9 @@ void ReadWhole(const LinearRef& linear) {
   volatile unsigned sum = 0;
   const auto* data = static_cast<const uint8_t*>(linear.data);
   for (uint64_t i = 0; i < sizes.data; ++i) sum = sum + data[i];
-  const auto* absmax = reinterpret_cast<const uint8_t*>(linear.absmax);
+  const auto* absmax = linear.kind == WeightKind::kTiled4
+                           ? reinterpret_cast<const uint8_t*>(linear.scales)
+                           : reinterpret_cast<const uint8_t*>(linear.absmax);
   for (uint64_t i = 0; i < sizes.absmax; ++i) sum = sum + absmax[i];
 }
 
