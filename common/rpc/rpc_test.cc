@@ -78,8 +78,8 @@ TEST_F(RpcTest, LockThatItsHolderRemovesHasOneHolderAtATime) {
       if (now > most) most = now;
       ++held;
       std::this_thread::yield();
+      --holders;  // removing the file lets the next one in
       ::unlink(path.c_str());
-      --holders;
     }
   };
   std::vector<std::thread> threads;
