@@ -49,8 +49,10 @@ int InChild(const std::function<int()>& body) {
 }
 constexpr int kNotPermitted = 99;
 
-// A segment made, filled and read in `folder` lies in huge pages as a whole; 0 if so.
-int CheckSegmentIn(const fs::path& folder) {
+// While other programs hold much memory, the system may have no huge page free at once.
+constexpr int kAttempts = 20;
+
+int TrySegmentIn(const fs::path& folder) {
   const auto writer = SegmentWriter::Create(folder / "s", BigPlan());
   if (!writer.ok() || !Fill(**writer).ok()) return 1;
   const auto reader = SegmentReader::Open(folder / "s", "0123abcd");
@@ -59,6 +61,15 @@ int CheckSegmentIn(const fs::path& folder) {
   if ((*writer)->HugeBytes() < whole) return 3;
   if ((*reader)->HugeBytes() < whole) return 4;
   return (*reader)->Expert(1, 15).ok() ? 0 : 5;
+}
+
+// A segment made, filled and read in `folder` lies in huge pages as a whole; 0 if so.
+int CheckSegmentIn(const fs::path& folder) {
+  int status = TrySegmentIn(folder);
+  for (int i = 1; i < kAttempts && (status == 3 || status == 4); ++i) {
+    status = TrySegmentIn(folder);
+  }
+  return status;
 }
 
 TEST(HugeTmpfs, SegmentLiesInHugePagesAndEndsWithTheLastDescriptor) {
@@ -97,10 +108,14 @@ TEST(HugeTmpfs, NeedsNoRights) {
 
 TEST(HugeTmpfs, MemoryOfOneProcessLiesThereToo) {
   if (!OpenHugeTmpfs().ok()) GTEST_SKIP() << "no tmpfs of our own";
-  ASSERT_OK_AND_ASSIGN(const auto writer, SegmentWriter::CreateInMemory(BigPlan()));
-  ASSERT_OK(Fill(*writer));
-  ASSERT_OK_AND_ASSIGN(const auto reader, writer->OpenReader());
-  EXPECT_GE(reader->HugeBytes(), reader->bytes() / kHugePageBytes * kHugePageBytes);
+  bool is_whole = false;
+  for (int i = 0; i < kAttempts && !is_whole; ++i) {
+    ASSERT_OK_AND_ASSIGN(const auto writer, SegmentWriter::CreateInMemory(BigPlan()));
+    ASSERT_OK(Fill(*writer));
+    ASSERT_OK_AND_ASSIGN(const auto reader, writer->OpenReader());
+    is_whole = reader->HugeBytes() >= reader->bytes() / kHugePageBytes * kHugePageBytes;
+  }
+  EXPECT_TRUE(is_whole);
 }
 
 class MountedTest : public ::testing::TestWithParam<const char*> {};

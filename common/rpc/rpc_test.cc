@@ -70,8 +70,9 @@ TEST_F(RpcTest, StaleSocketIsReplacedAndPrivate) {
 TEST_F(RpcTest, LockThatItsHolderRemovesHasOneHolderAtATime) {
   const std::string path = (folder_ / "lock").string();
   std::atomic<int> holders{0}, held{0}, most{0};
+  const auto deadline = std::chrono::steady_clock::now() + 20s;
   const auto take_often = [&] {
-    for (int i = 0; i < 2000; ++i) {
+    while (held < 500 && std::chrono::steady_clock::now() < deadline) {
       const auto lock = LockFile(path);
       if (!lock.ok()) continue;
       const int now = ++holders;
@@ -86,7 +87,7 @@ TEST_F(RpcTest, LockThatItsHolderRemovesHasOneHolderAtATime) {
   for (int i = 0; i < 4; ++i) threads.emplace_back(take_often);
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(most, 1);
-  EXPECT_GT(held, 100);
+  EXPECT_GE(held, 500);
 }
 
 TEST_F(RpcTest, TooLongSocketPathSaysTheLimit) {

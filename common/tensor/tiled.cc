@@ -36,9 +36,9 @@ void InterleaveRow(const uint8_t* pairs, uint8_t* tile_row) {
   const Bytes16 even = (first >> 4) | (last & 0xf0);  // of the row's 32 bytes
   const Bytes16 odd = (first & 0x0f) | (last << 4);
   const Bytes16 halves[2] = {
-      __builtin_shuffle(even, odd, Bytes16{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}),
-      __builtin_shuffle(even, odd,
-                        Bytes16{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31})};
+      __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+      __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                              31)};
   for (int half = 0; half < 2; ++half) {
     const Words4 words = std::bit_cast<Words4>(halves[half]);
     for (int c = 0; c < 4; ++c) {

@@ -63,7 +63,7 @@ describe('where doctor finds huge pages', () => {
     const cluster = await Cluster.start();
     t.after(() => cluster.stop());
     const bytes = await cluster.metric('hearth_expert_store_huge_page_bytes', 'expert-store');
-    assert.ok(bytes > 10e6, `${bytes} bytes in huge pages`);
+    assert.ok(bytes >= 2 << 20, `${bytes} bytes in huge pages`);  // how many is the memory's state
     const store = cluster.log().match(/"child":"expert-store","pid":(\d+)/)[1];
     process.kill(Number(store), 'SIGKILL');
     await waitUntil('the segment is adopted', async () => cluster.log().includes('adopted the segment of an earlier process'));
