@@ -64,7 +64,9 @@ TEST(HugeVector, BigOnesLieInHugePagesAndSmallOnesInLines) {
     const HugeVector<float> another(3 << 20, 1.F);
     return HugeBytes(another.data(), another.size() * sizeof(float));
   };
-  EXPECT_GE(MostOf(attempt, size_t{12} << 20), size_t{12} << 20);
+  // All but the first page, which an allocator that marks its blocks may have touched before.
+  constexpr uint64_t kEnough = (size_t{12} << 20) - kHugePageBytes;
+  EXPECT_GE(MostOf(attempt, kEnough), kEnough);
 }
 
 TEST(HugeVector, GrowsAndShrinksAcrossTheLimit) {
