@@ -64,8 +64,12 @@ TEST(HugeVector, BigOnesLieInHugePagesAndSmallOnesInLines) {
     const HugeVector<float> another(3 << 20, 1.F);
     return HugeBytes(another.data(), another.size() * sizeof(float));
   };
-  // All but the first page, which an allocator that marks its blocks may have touched before.
+#ifdef __SANITIZE_ADDRESS__
+  // The sanitizer fills a block's first bytes before we can ask for huge pages: all but the first.
   constexpr uint64_t kEnough = (size_t{12} << 20) - kHugePageBytes;
+#else
+  constexpr uint64_t kEnough = size_t{12} << 20;
+#endif
   EXPECT_GE(MostOf(attempt, kEnough), kEnough);
 }
 

@@ -60,10 +60,16 @@ describe('where doctor finds huge pages', () => {
   test('experts are served from them, and a killed store adopts them there', async (t) => {
     const found = JSON.parse((await hearth(['doctor', '--no-measure', '--json', '--port', '0'])).stdout);
     if (!found.huge_pages.segment) return t.skip('no huge pages here');
-    const cluster = await Cluster.start();
+    // While other programs hold much memory, too few huge pages may be free at once: tried again then.
+    let cluster;
+    let bytes = 0;
+    for (let i = 0; i < 5 && bytes <= 10e6; ++i) {
+      await cluster?.stop();
+      cluster = await Cluster.start();
+      bytes = await cluster.metric('hearth_expert_store_huge_page_bytes', 'expert-store');
+    }
     t.after(() => cluster.stop());
-    const bytes = await cluster.metric('hearth_expert_store_huge_page_bytes', 'expert-store');
-    assert.ok(bytes >= 2 << 20, `${bytes} bytes in huge pages`);  // how many is the memory's state
+    assert.ok(bytes > 10e6, `${bytes} bytes in huge pages`);
     const store = cluster.log().match(/"child":"expert-store","pid":(\d+)/)[1];
     process.kill(Number(store), 'SIGKILL');
     await waitUntil('the segment is adopted', async () => cluster.log().includes('adopted the segment of an earlier process'));

@@ -9,9 +9,6 @@
 namespace hearth::worker {
 namespace {
 
-// Work below this many multiplications stays on the caller: a loop over several threads costs
-// about 2 us, in which one core does as many.
-constexpr int64_t kInlineProducts = 150'000;
 // Strips that a thread takes at once: 68 KB of weights at a width of 2048, which stay in its
 // second-level cache while the groups of rows pass.
 constexpr int64_t kStripsAPiece = 4;

@@ -9,7 +9,6 @@
 namespace hearth::worker {
 namespace {
 
-constexpr int64_t kInlineProducts = 150'000;
 // Outputs of down_proj that a thread takes at once.
 constexpr int64_t kDownOutputs = 128;
 

@@ -21,6 +21,10 @@
 
 namespace hearth::worker {
 
+// Work below this many multiplications stays on the caller: a loop over several threads costs
+// about 2 us, in which one core does as many.
+inline constexpr int64_t kInlineProducts = 150'000;
+
 // Borrows `parallel` and `kernels`. One thread at a time.
 class FastOps final : public Ops {
  public:
