@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "services/gpu-worker/engine/cpu_backend.h"
 #include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/engine/forward.h"
 #include "services/gpu-worker/engine/tiled_weights.h"
@@ -29,36 +30,36 @@ int AttentionLayers(const ModelConfig& config) {
 // scheduler run, mostly within this time.
 constexpr int kSpinMicroseconds = 200;
 
-// What computes: the ops, and the weights in their form.
-struct Backend {
+// What computes: the kernels, and the weights in their form.
+struct Compute {
   std::string name;
   ModelWeights weights;
   PageBuffer memory;                 // of tiled weights
   const Kernels* kernels = nullptr;  // of the fast backend
 };
 
-std::unique_ptr<Ops> MakeOps(const Backend& backend, Parallel* parallel) {
-  if (backend.kernels != nullptr) return std::make_unique<FastOps>(parallel, backend.kernels);
+std::unique_ptr<Ops> MakeOps(const Compute& compute, Parallel* parallel) {
+  if (compute.kernels != nullptr) return std::make_unique<FastOps>(parallel, compute.kernels);
   return std::make_unique<ExactOps>(parallel);
 }
 
 class CpuEngine final : public Engine {
  public:
-  CpuEngine(const ModelConfig& config, Backend backend, std::shared_ptr<KvPool> pool,
+  CpuEngine(const ModelConfig& config, Compute compute, std::shared_ptr<KvPool> pool,
             ExpertSource* experts, const EngineOptions& options)
       : config_(config),
         options_(options),
-        backend_(std::move(backend)),
+        compute_(std::move(compute)),
         pool_(std::move(pool)),
         parallel_({.n_threads = options.n_threads,
                    .spin_microseconds = kSpinMicroseconds,
                    .pin = !options.exact}),
-        ops_(MakeOps(backend_, &parallel_)),
-        forward_(config_, backend_.weights, experts, ops_.get(), options.max_batch_tokens,
-                 options.routing) {}
+        ops_(MakeOps(compute_, &parallel_)),
+        backend_(config_, ops_.get(), experts, options.max_batch_tokens, options.routing),
+        forward_(config_, compute_.weights, &backend_, options.max_batch_tokens) {}
 
   const ModelConfig& config() const override { return config_; }
-  std::string_view backend() const override { return backend_.name; }
+  std::string_view backend() const override { return compute_.name; }
   std::unique_ptr<SequenceState> NewSequence() override {
     return std::make_unique<CpuSequence>(config_, pool_);
   }
@@ -76,7 +77,7 @@ class CpuEngine final : public Engine {
   void SetObserver(TensorObserver observer) override { forward_.SetObserver(std::move(observer)); }
   absl::Status FillContext(SequenceState* state, int64_t n_tokens, uint64_t seed) override;
   MemoryUse dense_memory() const override {
-    return {backend_.memory.bytes(), backend_.memory.HugeBytes()};
+    return {compute_.memory.bytes(), compute_.memory.HugeBytes()};
   }
 
  private:
@@ -85,10 +86,11 @@ class CpuEngine final : public Engine {
 
   const ModelConfig config_;
   const EngineOptions options_;
-  const Backend backend_;
+  const Compute compute_;
   const std::shared_ptr<KvPool> pool_;
   Parallel parallel_;
   const std::unique_ptr<Ops> ops_;
+  CpuBackend backend_;
   Forward forward_;
 };
 
@@ -149,7 +151,9 @@ absl::Status CpuEngine::Step(std::span<const StepItem> items, StepLogits* logits
   logits->values.resize(batch.logits_rows.size() * static_cast<size_t>(config_.vocab_size));
   HEARTH_RETURN_IF_ERROR(forward_.Run(
       batch, [this] { return parallel_.interrupted(); }, logits->values.data()));
-  for (const BatchItem& item : batch.items) item.sequence->Advance(item.rows.size());
+  for (const BatchItem& item : batch.items) {
+    static_cast<CpuSequence*>(item.sequence)->Advance(item.rows.size());
+  }
   return absl::OkStatus();
 }
 
@@ -194,24 +198,24 @@ absl::Status CpuEngine::FillContext(SequenceState* state, int64_t n_tokens, uint
 
 namespace {
 
-absl::StatusOr<Backend> MakeBackend(const Checkpoint& checkpoint, const EngineOptions& options) {
-  Backend backend;
+absl::StatusOr<Compute> MakeCompute(const Checkpoint& checkpoint, const EngineOptions& options) {
+  Compute compute;
   if (!options.exact) {
-    backend.kernels = FindKernels(options.isa);
-    if (backend.kernels == nullptr && !options.isa.empty()) {
+    compute.kernels = FindKernels(options.isa);
+    if (compute.kernels == nullptr && !options.isa.empty()) {
       return absl::FailedPreconditionError(
           absl::StrCat("this CPU cannot run the instruction set '", options.isa,
                        "'; leave it out to take the best there is"));
     }
   }
-  HEARTH_ASSIGN_OR_RETURN(backend.weights, ReadWeights(checkpoint));
-  if (backend.kernels == nullptr) {  // asked for, or a CPU without AVX2
-    backend.name = "float32";
-    return backend;
+  HEARTH_ASSIGN_OR_RETURN(compute.weights, ReadWeights(checkpoint));
+  if (compute.kernels == nullptr) {  // asked for, or a CPU without AVX2
+    compute.name = "float32";
+    return compute;
   }
-  backend.name = std::string(backend.kernels->name);
-  HEARTH_ASSIGN_OR_RETURN(backend.memory, TileWeights(backend.weights, options.n_threads));
-  return backend;
+  compute.name = std::string(compute.kernels->name);
+  HEARTH_ASSIGN_OR_RETURN(compute.memory, TileWeights(compute.weights, options.n_threads));
+  return compute;
 }
 
 }  // namespace
@@ -228,13 +232,13 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Checkpoint& checkpo
                      " must be at least 1, and kv tokens ", options.kv_tokens, " at least a page"));
   }
   const ModelConfig& config = checkpoint.config();
-  HEARTH_ASSIGN_OR_RETURN(Backend backend, MakeBackend(checkpoint, options));
+  HEARTH_ASSIGN_OR_RETURN(Compute compute, MakeCompute(checkpoint, options));
   const KvPoolShape shape{.n_layers = AttentionLayers(config),
                           .page_tokens = options.page_tokens,
                           .token_floats = int64_t{config.n_kv_heads} * config.head_dim,
                           .n_pages = options.kv_tokens / options.page_tokens};
   HEARTH_ASSIGN_OR_RETURN(std::shared_ptr<KvPool> pool, KvPool::Create(shape));
-  return std::make_unique<CpuEngine>(config, std::move(backend), std::move(pool), experts, options);
+  return std::make_unique<CpuEngine>(config, std::move(compute), std::move(pool), experts, options);
 }
 
 }  // namespace hearth::worker

@@ -50,7 +50,8 @@ struct EngineOptions {
   // The float32 backend, the reference; otherwise the fast one, which rounds activations to int8
   // where weights are 4-bit, and the head's weights to 8 bits.
   bool exact = true;
-  // Instruction set of the fast backend: "amx", "avx512", "avxvnni", "avx2"; empty: the best there is.
+  // Instruction set of the fast backend: "amx", "avx512", "avxvnni", "avx2"; empty: the best there
+  // is.
   std::string isa = {};
   int page_tokens = 16;                // tokens a KV page holds
   int64_t kv_tokens = 65536;           // tokens that all sequences together can keep

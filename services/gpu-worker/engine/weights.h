@@ -2,12 +2,39 @@
 // ExpertSource has them.
 #pragma once
 
+#include <cstddef>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
 
 namespace hearth::worker {
+
+// A few floats that belong to the weights: their own, or moved to where a backend wants them.
+class FloatArray {
+ public:
+  FloatArray() = default;
+  FloatArray(std::vector<float> values)  // NOLINT(google-explicit-constructor): as read
+      : values_(std::move(values)), data_(values_.data()), size_(values_.size()) {}
+  FloatArray(FloatArray&&) = default;  // a vector's values stay where they are
+  FloatArray& operator=(FloatArray&&) = default;
+  FloatArray(const FloatArray&) = delete;
+  FloatArray& operator=(const FloatArray&) = delete;
+
+  const float* data() const { return data_; }
+  size_t size() const { return size_; }
+  // From now on they are read at `elsewhere`, which holds them already; their own are dropped.
+  void MoveTo(const float* elsewhere) {
+    data_ = elsewhere;
+    values_ = {};
+  }
+
+ private:
+  std::vector<float> values_;
+  const float* data_ = nullptr;
+  size_t size_ = 0;
+};
 
 // gate, up and down of a plain or shared MLP.
 struct MlpWeights {
@@ -17,14 +44,14 @@ struct MlpWeights {
 
 struct AttentionWeights {
   OwnedLinear q_proj, k_proj, v_proj, o_proj;
-  std::vector<float> q_norm, k_norm;  // [d]
+  FloatArray q_norm, k_norm;  // [d]
 };
 
 struct DeltaNetWeights {
   OwnedLinear in_proj_qkvz, in_proj_ba, out_proj;
-  std::vector<float> conv;            // [W, channels]: transposed from the file's [channels, 1, W]
-  std::vector<float> a_log, dt_bias;  // [Hv]
-  std::vector<float> norm;            // [dv]
+  FloatArray conv;            // [W, channels]: transposed from the file's [channels, 1, W]
+  FloatArray a_log, dt_bias;  // [Hv]
+  FloatArray norm;            // [dv]
 };
 
 struct ExpertLayerWeights {
@@ -34,18 +61,18 @@ struct ExpertLayerWeights {
 };
 
 struct LayerWeights {
-  std::vector<float> input_norm, post_attention_norm;  // [D]
-  AttentionWeights attention;                          // of a full-attention layer
-  DeltaNetWeights delta_net;                           // of a delta-net layer
-  ExpertLayerWeights experts;                          // of a layer with experts
-  MlpWeights mlp;                                      // of a plain layer
+  FloatArray input_norm, post_attention_norm;  // [D]
+  AttentionWeights attention;                  // of a full-attention layer
+  DeltaNetWeights delta_net;                   // of a delta-net layer
+  ExpertLayerWeights experts;                  // of a layer with experts
+  MlpWeights mlp;                              // of a plain layer
 };
 
 struct ModelWeights {
   OwnedLinear embedding;  // [V, D]
   std::vector<LayerWeights> layers;
-  std::vector<float> norm;  // [D]
-  OwnedLinear head;         // [V, D]
+  FloatArray norm;   // [D]
+  OwnedLinear head;  // [V, D]
 };
 
 // Codes and bf16 values stay in the mapped checkpoint, which must outlive the result.

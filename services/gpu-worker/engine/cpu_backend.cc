@@ -1,0 +1,137 @@
+#include "services/gpu-worker/engine/cpu_backend.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "common/base/status_macros.h"
+#include "services/gpu-worker/engine/rotary.h"
+
+namespace hearth::worker {
+
+CpuBackend::CpuBackend(const ModelConfig& config, Ops* ops, ExpertSource* experts, int max_rows,
+                       RoutingOverride* routing)
+    : ops_(*ops),
+      experts_(*experts),
+      routing_(routing),
+      conv_width_(config.conv_width),
+      rotary_(MakeRotaryTable(config.rope)) {
+  const int64_t rows = max_rows;
+  gate_ = Allocate(rows * config.n_heads * config.head_dim);
+  mixed_ = Allocate(rows * config.conv_channels());
+  convolved_ = Allocate(rows * config.conv_channels());
+  z_ = Allocate(rows * config.linear_value_heads * config.linear_value_head_dim);
+}
+
+float* CpuBackend::Allocate(int64_t n) {
+  return memory_.emplace_back(static_cast<size_t>(n)).data();
+}
+
+absl::Status CpuBackend::Begin(const Batch& batch) {
+  batch_ = &batch;
+  return absl::OkStatus();
+}
+
+void CpuBackend::Embed(const LinearRef& table, float* x) { ops_.Embed(table, batch_->ids, x); }
+
+void CpuBackend::AddRmsNorm(int width, float* x, const Residual& terms, const float* weight,
+                            float eps, float* h) {
+  if (terms.shared != nullptr) {
+    ops_.AddGated(n_rows(), width, terms.shared, terms.gate, terms.delta);
+  }
+  ops_.AddRmsNorm(n_rows(), width, x, terms.delta, weight, eps, h);
+}
+
+void CpuBackend::Linears(std::span<const Product> products, const float* x) {
+  for (const Product& product : products) ops_.Linear(*product.weights, n_rows(), x, product.y);
+}
+
+void CpuBackend::RotateAndStore(const AttentionShape& shape, int attention_layer,
+                                const AttentionNorms& norms, const float* query_gate, float* k,
+                                const float* v, float* q) {
+  const int64_t kv_row = int64_t{shape.n_kv_heads} * shape.head_dim;
+  ops_.PrepareQueryKey(shape, n_rows(), batch_->positions.data(), rotary_, query_gate, norms.q,
+                       norms.k, norms.eps, q, gate_, k);
+  for (const BatchItem& item : batch_->items) {
+    const int64_t at = item.rows.begin * kv_row;
+    ops_.StoreKv(shape, item.rows.size(), item.first_position, k + at, v + at,
+                 Of(item).Pages(attention_layer));
+  }
+}
+
+void CpuBackend::Attention(const AttentionShape& shape, int attention_layer, const float* q,
+                           const float*, float* out) {
+  const int64_t q_row = int64_t{shape.n_heads} * shape.head_dim;
+  for (const BatchItem& item : batch_->items) {
+    const int64_t at = item.rows.begin * q_row;
+    ops_.Attention(shape, item.rows.size(), item.first_position, q + at, gate_ + at,
+                   Of(item).Pages(attention_layer), out + at);
+  }
+}
+
+void CpuBackend::DeltaRule(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
+                           const float* qkvz, const float* ba, float* out) {
+  const int64_t channels = shape.channels(), values = int64_t{shape.value_heads} * shape.value_dim;
+  ops_.SplitQkvz(shape, n_rows(), qkvz, mixed_, z_);
+  for (const BatchItem& item : batch_->items) {
+    const int64_t row = item.rows.begin;
+    ops_.Convolve(item.rows.size(), static_cast<int>(channels), conv_width_, weights.conv,
+                  mixed_ + row * channels, Of(item).conv_history(delta_layer).data(),
+                  convolved_ + row * channels);
+    ops_.DeltaRule(shape, {weights.a_log, weights.dt_bias, weights.norm, weights.eps},
+                   item.rows.size(), convolved_ + row * channels, ba + row * 2 * shape.value_heads,
+                   z_ + row * values, Of(item).recurrent(delta_layer).data(), out + row * values);
+  }
+}
+
+void CpuBackend::Route(const Routing& routing, const float* logits) {
+  ops_.Route(n_rows(), routing.n_experts, routing.top_k, routing.normalise, logits, &choice_);
+  if (routing_ != nullptr) Impose(routing.layer, routing.top_k);
+}
+
+void CpuBackend::Impose(int layer, int top_k) {
+  std::vector<RoutingOverride::Rows> items;
+  for (const BatchItem& item : batch_->items) {
+    items.push_back({item.rows.begin, item.rows.end, item.first_position});
+  }
+  routing_->Impose(layer, items, top_k, choice_.ids);
+}
+
+absl::Status CpuBackend::Experts(const Routing& routing, int width, const float* h, float* out) {
+  std::map<int32_t, ExpertWork> work;  // by expert
+  for (int32_t place = 0; place < n_rows() * routing.top_k; ++place) {
+    ExpertWork& item = work[choice_.ids[static_cast<size_t>(place)]];
+    item.rows.push_back(place / routing.top_k);
+    item.places.push_back(place);
+  }
+  std::vector<ExpertWork> list;
+  for (auto& [expert, item] : work) {
+    HEARTH_ASSIGN_OR_RETURN(item.expert, experts_.Get(routing.layer, expert));
+    list.push_back(std::move(item));
+  }
+  ops_.Experts(n_rows(), width, routing.top_k, h, list, choice_, out);
+  return absl::OkStatus();
+}
+
+void CpuBackend::Mlp(const ExpertRef& mlp, const float* h, float* out) {
+  ops_.Mlp(mlp, n_rows(), h, out);
+}
+
+void CpuBackend::Head(const LinearRef& head, const float* h) {
+  // Only the rows whose logits are wanted go through the head.
+  const auto n = batch_->logits_rows.size();
+  head_rows_.resize(n * static_cast<size_t>(head.in));
+  for (size_t r = 0; r < n; ++r) {
+    std::copy_n(h + batch_->logits_rows[r] * head.in, head.in,
+                head_rows_.data() + static_cast<int64_t>(r) * head.in);
+  }
+  logits_.resize(n * static_cast<size_t>(head.out));
+  ops_.Linear(head, static_cast<int>(n), head_rows_.data(), logits_.data());
+}
+
+absl::Status CpuBackend::Finish(float* logits) {
+  std::ranges::copy(logits_, logits);
+  return absl::OkStatus();
+}
+
+}  // namespace hearth::worker
