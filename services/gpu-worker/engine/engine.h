@@ -21,6 +21,8 @@
 
 namespace hearth::worker {
 
+class ExpertTier;
+
 // Where the engine finds routed experts. Called from the engine's threads, so thread-safe.
 class ExpertSource {
  public:
@@ -132,6 +134,9 @@ class Engine {
                                       std::vector<float>* recurrent) const = 0;
 
   virtual void SetObserver(TensorObserver observer) = 0;
+
+  // The cache of experts in VRAM; null where the engine has none. Lives as long as the engine.
+  virtual ExpertTier* expert_tier() { return nullptr; }
 
   // The dense weights in memory, and how many of their bytes lie in huge pages.
   struct MemoryUse {

@@ -1,0 +1,42 @@
+#include "services/gpu-worker/experts/expert_tier.h"
+
+#include <utility>
+
+#include "common/base/status_macros.h"
+
+namespace hearth::worker {
+
+TierBoard::TierBoard(CacheShape shape, PolicyOptions options, uint64_t slot_bytes,
+                     std::vector<TierPart> parts)
+    : shape_(std::move(shape)), options_(std::move(options)) {
+  shown_.slot_bytes = slot_bytes;
+  shown_.parts = std::move(parts);
+  shown_.cache.layers.resize(static_cast<size_t>(shape_.n_layers));
+  shown_.cache.slots_free = shape_.n_slots;
+}
+
+TierStatistics TierBoard::Statistics() const {
+  const std::lock_guard lock(mutex_);
+  return shown_;
+}
+
+absl::Status TierBoard::SetPolicy(std::string_view name) {
+  const std::lock_guard lock(mutex_);
+  HEARTH_ASSIGN_OR_RETURN(asked_for_, MakePolicy(name, shape_, options_));
+  return absl::OkStatus();
+}
+
+void TierBoard::SetProfile(std::vector<ExpertUses> profile) {
+  const std::lock_guard lock(mutex_);
+  options_.profile = std::move(profile);
+}
+
+void TierBoard::Sync(ExpertCache* cache, uint64_t pcie_bytes, uint64_t cpu_bytes) {
+  const std::lock_guard lock(mutex_);
+  if (asked_for_ != nullptr) cache->SetPolicy(std::move(asked_for_), options_.half_life_steps);
+  cache->CopyStatistics(&shown_.cache);
+  shown_.pcie_bytes = pcie_bytes;
+  shown_.cpu_bytes = cpu_bytes;
+}
+
+}  // namespace hearth::worker

@@ -1,0 +1,63 @@
+// The expert cache as others see it: metrics, gRPC, the command line. An engine with a cache gives
+// one; those of the CPU have none. TierBoard is the meeting place of the engine's thread with them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "services/gpu-worker/experts/expert_cache.h"
+
+namespace hearth::worker {
+
+// What lies where: "vram" or "ram"; "dense weights", "expert cache", "KV pages", ...
+struct TierPart {
+  std::string tier, component;
+  uint64_t bytes = 0;
+};
+
+struct TierStatistics {
+  CacheStatistics cache;
+  uint64_t slot_bytes = 0;  // of one expert
+  uint64_t pcie_bytes = 0;  // of experts copied to the device, since the start
+  uint64_t cpu_bytes = 0;   // of experts that CPU threads computed from RAM, since the start
+  std::vector<TierPart> parts;
+};
+
+class ExpertTier {
+ public:
+  virtual ~ExpertTier() = default;
+  // Any thread; of the last step that ended.
+  virtual TierStatistics Statistics() const = 0;
+  // Any thread; in force from the next admissions on. As MakePolicy.
+  virtual absl::Status SetPolicy(std::string_view name) = 0;
+  // Any thread: counts for the policy "profile", used when it is chosen next.
+  virtual void SetProfile(std::vector<ExpertUses> profile) = 0;
+};
+
+class TierBoard final : public ExpertTier {
+ public:
+  TierBoard(CacheShape shape, PolicyOptions options, uint64_t slot_bytes,
+            std::vector<TierPart> parts);
+
+  TierStatistics Statistics() const override;
+  absl::Status SetPolicy(std::string_view name) override;
+  void SetProfile(std::vector<ExpertUses> profile) override;
+
+  // Engine's thread, after each step: gives the cache the policy that was asked for and shows its
+  // state. Bytes are since the start.
+  void Sync(ExpertCache* cache, uint64_t pcie_bytes, uint64_t cpu_bytes);
+
+ private:
+  const CacheShape shape_;
+  mutable std::mutex mutex_;
+  PolicyOptions options_;                   // guarded by mutex_, as all below
+  std::unique_ptr<CachePolicy> asked_for_;  // null: no change
+  TierStatistics shown_;
+};
+
+}  // namespace hearth::worker
