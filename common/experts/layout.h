@@ -64,7 +64,7 @@ struct SegmentHeader {
   char magic[8];
   uint32_t layout_version;
   uint32_t header_bytes;        // sizeof(SegmentHeader)
-  uint32_t n_layers;            // of the model, with or without experts
+  uint32_t n_layers;            // with or without experts: common/checkpoint/expert_layers.h
   uint32_t n_experts;           // a layer; 0: the model has none
   uint64_t total_bytes;         // of the file
   uint64_t table_offset;        // from the segment's first byte

@@ -86,7 +86,7 @@ TEST_F(StoreProcessTest, LoadsTheDemoModelForItsUserOnlyAndExitsWithZero) {
   const auto process = Start();
   const v1::LoadingProgress progress = WaitLoaded();
   EXPECT_EQ(progress.state(), v1::LOADING_STATE_READY) << Slurp(log_);
-  EXPECT_EQ(progress.experts_done(), 256u);
+  EXPECT_EQ(progress.experts_done(), 288u);
   const std::string address = "unix:" + (run_ / "store.sock").string();
   EXPECT_OK(ProbeHealth(address, "", kDeadline));
   EXPECT_OK(ProbeHealth(address, "ready", kDeadline));
@@ -108,9 +108,9 @@ TEST_F(StoreProcessTest, KilledWhileLoadingItIsNeverAttachedAndTheNextStartCompl
       const auto process = Start({"--load-rate-mb", "15"});
       const auto stub = Connect();
       v1::DescribeResponse state = Describe(*stub);
-      while (state.loading().experts_done() < 256 * percent / 100) state = Describe(*stub);
+      while (state.loading().experts_done() < 288 * percent / 100) state = Describe(*stub);
       ASSERT_EQ(process->Stop(SIGKILL), 128 + SIGKILL);
-      ASSERT_LT(state.loading().experts_done(), 256u);
+      ASSERT_LT(state.loading().experts_done(), 288u);
     }
     EXPECT_THAT(SegmentReader::Open(segment_, ""),
                 IsStatus(absl::StatusCode::kUnavailable, HasSubstr("still being filled")));
@@ -140,7 +140,7 @@ TEST_F(StoreProcessTest, KilledWhenReadyItsSegmentIsAdoptedWithinASecond) {
   EXPECT_EQ(Inode(), inode);
   const auto stub = Connect();
   const auto deadline = steady_clock::now() + kDeadline;
-  while (Describe(*stub).experts_verified() < 64 + 256) {
+  while (Describe(*stub).experts_verified() < 64 + 288) {
     ASSERT_LT(steady_clock::now(), deadline) << "background verification did not finish";
   }
   EXPECT_OK(reader->Expert(0, 0));
@@ -237,7 +237,7 @@ TEST_F(StoreProcessTest, TmpfsThatIsTooSmallIsRefusedBeforeFilling) {
   const int status = process.Wait(kDeadline);
   if (status == 99 || status == 1 || status == 127) GTEST_SKIP() << "may not mount a tmpfs here";
   EXPECT_EQ(status, 2);
-  EXPECT_THAT(Slurp(log_), AllOf(HasSubstr("the experts need 13.0 MiB"), HasSubstr("free space on"),
+  EXPECT_THAT(Slurp(log_), AllOf(HasSubstr("the experts need 14.6 MiB"), HasSubstr("free space on"),
                                  HasSubstr("leaves 8.0 MiB")));
 }
 

@@ -12,6 +12,7 @@
 #include "common/base/logging.h"
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
+#include "common/checkpoint/expert_layers.h"
 #include "common/experts/memory_room.h"
 #include "common/synthetic/byte_tokenizer.h"
 #include "common/synthetic/model_spec.h"
@@ -153,7 +154,8 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                      "; the two belong to different models"));
   }
   state.Set(v1::WORKER_STATE_STARTING, "reading the dense weights", 0.1);
-  model->experts = std::make_unique<AttachedExperts>(config.n_layers, config.n_experts, line.exact);
+  model->experts = std::make_unique<AttachedExperts>(ExpertLayers(*model->checkpoint),
+                                                     config.n_experts, line.exact);
   HEARTH_ASSIGN_OR_RETURN(model->engine,
                           Engine::Create(*model->checkpoint, model->experts.get(),
                                          {.n_threads = line.n_threads,

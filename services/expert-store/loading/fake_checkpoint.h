@@ -1,5 +1,6 @@
 // A checkpoint without files, for tests of loading and of the store: three layers of four experts,
-// of which layer 1 has none, with the contents of common/experts/testing.h.
+// of which layer 1 has none, with the contents of common/experts/testing.h, and a fourth where it
+// has a multi-token prediction head.
 #pragma once
 
 #include <atomic>
@@ -36,6 +37,7 @@ class FakeCheckpoint final : public Checkpoint {
   // Experts are other ones than testing.h's.
   uint32_t seed_offset = 0;
   std::atomic<int> n_reads{0};
+  bool with_mtp = false;
 
   ModelConfig& mutable_config() { return config_; }
   const ModelConfig& config() const override { return config_; }
@@ -44,10 +46,11 @@ class FakeCheckpoint final : public Checkpoint {
     return absl::NotFoundError("no vectors here");
   }
   absl::StatusOr<OwnedLinear> Linear(std::string_view module) const override {
-    // model.layers.L.mlp.experts.E.gate_proj
+    // model.layers.L.mlp.experts.E.gate_proj, mtp.layers.0.mlp.experts.E.gate_proj
     const std::vector<std::string> parts = absl::StrSplit(ToAbsl(module), '.');
     if (parts.size() != 7) return absl::NotFoundError(ToAbsl(module));
-    const int layer = std::stoi(parts[2]), expert = std::stoi(parts[5]);
+    const int layer = parts[0] == "mtp" ? config_.n_layers : std::stoi(parts[2]);
+    const int expert = std::stoi(parts[5]);
     before_read(layer, expert);
     ++const_cast<FakeCheckpoint*>(this)->n_reads;
     if (module == bad_module) {
@@ -67,7 +70,7 @@ class FakeCheckpoint final : public Checkpoint {
     return owned;
   }
   bool Has(std::string_view) const override { return true; }
-  bool has_mtp() const override { return false; }
+  bool has_mtp() const override { return with_mtp; }
   const std::vector<std::string>& unknown_tensors() const override { return unknown_; }
   std::string_view quantization() const override { return "nf4"; }
   std::string ExpertFingerprint() const override { return fingerprint_; }

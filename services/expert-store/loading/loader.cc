@@ -10,6 +10,7 @@
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
 #include "common/base/thread_pool.h"
+#include "common/checkpoint/expert_layers.h"
 #include "common/experts/packing.h"
 #include "services/expert-store/loading/rate_limiter.h"
 
@@ -26,21 +27,17 @@ struct OwnedExpert {
   ExpertRef ref() const { return {gate.ref, up.ref, down.ref}; }
 };
 
-std::string ModuleOf(const ExpertId& id) {
-  return absl::StrCat("model.layers.", id.layer, ".mlp.experts.", id.expert);
-}
-
-std::vector<ExpertId> AllExperts(const ModelConfig& config) {
+std::vector<ExpertId> AllExperts(const Checkpoint& checkpoint) {
   std::vector<ExpertId> ids;
-  for (int layer = 0; layer < config.n_layers; ++layer) {
-    if (!config.layers[static_cast<size_t>(layer)].has_experts) continue;
-    for (int expert = 0; expert < config.n_experts; ++expert) ids.push_back({layer, expert});
+  for (int layer = 0; layer < ExpertLayers(checkpoint); ++layer) {
+    if (!LayerHasExperts(checkpoint, layer)) continue;
+    for (int e = 0; e < checkpoint.config().n_experts; ++e) ids.push_back({layer, e});
   }
   return ids;
 }
 
 absl::StatusOr<OwnedExpert> ReadExpert(const Checkpoint& checkpoint, const ExpertId& id) {
-  const std::string module = ModuleOf(id);
+  const std::string module = ExpertModule(checkpoint.config(), id.layer, id.expert);
   OwnedExpert expert;
   HEARTH_ASSIGN_OR_RETURN(expert.gate, checkpoint.Linear(module + ".gate_proj"));
   HEARTH_ASSIGN_OR_RETURN(expert.up, checkpoint.Linear(module + ".up_proj"));
@@ -49,7 +46,7 @@ absl::StatusOr<OwnedExpert> ReadExpert(const Checkpoint& checkpoint, const Exper
 }
 
 absl::StatusOr<ExpertRef> ReadShapes(const Checkpoint& checkpoint, const ExpertId& id) {
-  const std::string module = ModuleOf(id);
+  const std::string module = ExpertModule(checkpoint.config(), id.layer, id.expert);
   ExpertRef expert;
   HEARTH_ASSIGN_OR_RETURN(expert.gate, checkpoint.LinearShape(module + ".gate_proj"));
   HEARTH_ASSIGN_OR_RETURN(expert.up, checkpoint.LinearShape(module + ".up_proj"));
@@ -124,13 +121,12 @@ class Progress {
 
 absl::StatusOr<SegmentPlan> PlanExperts(const Checkpoint& checkpoint, int n_threads,
                                         ExpertLayout layout, std::stop_token stop) {
-  const ModelConfig& config = checkpoint.config();
-  const std::vector<ExpertId> ids = AllExperts(config);
+  const std::vector<ExpertId> ids = AllExperts(checkpoint);
   SegmentPlan plan;
   plan.expert_layout = layout;
   plan.fingerprint = checkpoint.ExpertFingerprint();
-  plan.n_layers = config.n_layers;
-  plan.n_experts = ids.empty() ? 0 : config.n_experts;
+  plan.n_layers = ExpertLayers(checkpoint);
+  plan.n_experts = ids.empty() ? 0 : checkpoint.config().n_experts;
   plan.payload_bytes.resize(static_cast<size_t>(plan.n_layers) *
                             static_cast<size_t>(plan.n_experts));
   // Every tensor may be of another kind, so every one is asked; each thread writes its own
@@ -138,7 +134,9 @@ absl::StatusOr<SegmentPlan> PlanExperts(const Checkpoint& checkpoint, int n_thre
   const auto plan_one = [&](const ExpertId& id) -> absl::Status {
     HEARTH_ASSIGN_OR_RETURN(const ExpertRef shapes, ReadShapes(checkpoint, id));
     const auto bytes = PackedExpertBytes(shapes, layout);
-    if (!bytes.ok()) return Annotate(bytes.status(), ModuleOf(id));
+    if (!bytes.ok()) {
+      return Annotate(bytes.status(), ExpertModule(checkpoint.config(), id.layer, id.expert));
+    }
     plan.payload_bytes[static_cast<size_t>(id.layer) * static_cast<size_t>(plan.n_experts) +
                        static_cast<size_t>(id.expert)] = *bytes;
     return absl::OkStatus();
@@ -151,13 +149,14 @@ absl::Status ReloadExpert(const Checkpoint& checkpoint, SegmentWriter& writer, i
                           int expert) {
   const ExpertId id{layer, expert};
   HEARTH_ASSIGN_OR_RETURN(const OwnedExpert weights, ReadExpert(checkpoint, id));
-  return Annotate(writer.Write(layer, expert, weights.ref()), ModuleOf(id));
+  return Annotate(writer.Write(layer, expert, weights.ref()),
+                  ExpertModule(checkpoint.config(), layer, expert));
 }
 
 absl::StatusOr<LoadSummary> LoadExperts(const Checkpoint& checkpoint, SegmentWriter& writer,
                                         const LoadOptions& options,
                                         const ProgressCallback& progress, std::stop_token stop) {
-  const std::vector<ExpertId> ids = AllExperts(checkpoint.config());
+  const std::vector<ExpertId> ids = AllExperts(checkpoint);
   Progress total(writer, ids, progress);
   RateLimiter limiter(options.max_bytes_per_second);
   std::atomic<uint64_t> n_loaded{0}, n_kept{0}, n_damaged{0};

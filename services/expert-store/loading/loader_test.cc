@@ -36,6 +36,20 @@ TEST(Loader, ModelWithoutExpertsLoads) {
   EXPECT_EQ(reader->n_layers(), 3);
 }
 
+TEST(Loader, ExpertsOfAMultiTokenPredictionHeadFollowTheModels) {
+  FakeCheckpoint checkpoint;
+  checkpoint.with_mtp = true;
+  ASSERT_OK_AND_ASSIGN(const auto reader, LoadIntoMemory(checkpoint, 2));
+  EXPECT_EQ(reader->n_layers(), 4);
+  for (int e = 0; e < 4; ++e) {
+    ASSERT_OK_AND_ASSIGN(const ExpertRef got, reader->Expert(3, e));
+    ExpectSameExpert(got, FakeExpert(SeedOf(3, e)));
+  }
+  checkpoint.bad_module = "mtp.layers.0.mlp.experts.2.down_proj";
+  EXPECT_THAT(LoadIntoMemory(checkpoint, 2),
+              IsStatus(absl::StatusCode::kDataLoss, HasSubstr(checkpoint.bad_module)));
+}
+
 TEST(Loader, BadTensorIsNamedWhateverTheNumberOfThreads) {
   FakeCheckpoint checkpoint;
   checkpoint.bad_module = "model.layers.2.mlp.experts.1.up_proj";

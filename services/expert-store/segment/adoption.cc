@@ -6,20 +6,17 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/checkpoint/expert_layers.h"
 
 namespace hearth::store {
 namespace {
-
-bool HasExperts(const ModelConfig& config, int layer) {
-  return config.n_experts > 0 && config.layers[static_cast<size_t>(layer)].has_experts;
-}
 
 // The segment is about this checkpoint: fingerprint, and an entry exactly where the model has an
 // expert.
 absl::Status CheckModel(const SegmentWriter& writer, const Checkpoint& checkpoint,
                         ExpertLayout layout) {
   const SegmentInfo& info = writer.info();
-  const ModelConfig& config = checkpoint.config();
+  const int n_layers = ExpertLayers(checkpoint);
   const std::string wanted = checkpoint.ExpertFingerprint();
   if (info.fingerprint != wanted) {
     return absl::FailedPreconditionError(
@@ -29,15 +26,16 @@ absl::Status CheckModel(const SegmentWriter& writer, const Checkpoint& checkpoin
     return absl::FailedPreconditionError("holds the experts in the other layout");
   }
   bool any = false;
-  for (int layer = 0; layer < config.n_layers; ++layer) any |= HasExperts(config, layer);
-  if (info.n_layers != config.n_layers || info.n_experts != (any ? config.n_experts : 0)) {
+  for (int layer = 0; layer < n_layers; ++layer) any |= LayerHasExperts(checkpoint, layer);
+  const int n_experts = any ? checkpoint.config().n_experts : 0;
+  if (info.n_layers != n_layers || info.n_experts != n_experts) {
     return absl::FailedPreconditionError(absl::StrCat("has ", info.n_layers, " layers of ",
-                                                      info.n_experts, " experts, the model ",
-                                                      config.n_layers, " of ", config.n_experts));
+                                                      info.n_experts, " experts, the checkpoint ",
+                                                      n_layers, " of ", n_experts));
   }
   for (int layer = 0; layer < info.n_layers; ++layer) {
     for (int e = 0; e < info.n_experts; ++e) {
-      if ((writer.payload_bytes(layer, e) > 0) != HasExperts(config, layer)) {
+      if ((writer.payload_bytes(layer, e) > 0) != LayerHasExperts(checkpoint, layer)) {
         return absl::FailedPreconditionError(
             absl::StrCat("differs from the model at layer ", layer, " expert ", e));
       }

@@ -7,6 +7,7 @@
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/thread_pool.h"
+#include "common/checkpoint/expert_layers.h"
 #include "services/expert-store/segment/adoption.h"
 
 namespace hearth::store {
@@ -99,13 +100,13 @@ absl::Status ExpertStore::OpenModel() {
   const ModelConfig& config = checkpoint_->config();
   ProfileShape shape{
       checkpoint_->ExpertFingerprint(), config.n_experts, config.experts_per_token, {}};
-  for (const LayerConfig& layer : config.layers) {
-    shape.layer_has_experts.push_back(layer.has_experts);
+  for (int layer = 0; layer < ExpertLayers(*checkpoint_); ++layer) {
+    shape.layer_has_experts.push_back(LayerHasExperts(*checkpoint_, layer));
   }
   {
     const std::lock_guard lock(mutex_);
     status_.fingerprint = shape.fingerprint;
-    status_.n_layers = config.n_layers;
+    status_.n_layers = ExpertLayers(*checkpoint_);
     status_.n_experts = config.n_experts;
   }
   const absl::Status profile = profile_.Open(options_.profile_path, std::move(shape));

@@ -47,7 +47,7 @@ struct StoreStatus {
   uint64_t segment_bytes = 0;    // 0 until there is one
   uint64_t huge_page_bytes = 0;  // of it, known once it was read or written as a whole
   std::string fingerprint;       // empty until the checkpoint was read
-  int n_layers = 0;
+  int n_layers = 0;              // of the segment: a multi-token prediction head has one too
   int n_experts = 0;
   uint64_t n_quarantined = 0;        // damaged and not reloaded yet
   uint64_t n_verified = 0;           // checksums that held since the start

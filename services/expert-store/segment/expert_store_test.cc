@@ -196,6 +196,23 @@ TEST_F(ExpertStoreTest, OtherCheckpointsSegmentIsReplaced) {
   EXPECT_OK(SegmentReader::Open(folder_ / "segment", "ffff"));
 }
 
+// What an older store left, which knew nothing of the head's experts.
+TEST_F(ExpertStoreTest, SegmentWithoutTheMtpHeadsExpertsIsReplaced) {
+  {
+    TestStore store(Options());
+    ASSERT_OK(store.WaitLoaded());
+  }
+  for (const bool is_adopted : {false, true}) {
+    TestStore store(Options(), [](FakeCheckpoint& c) { c.with_mtp = true; });
+    ASSERT_OK(store.WaitLoaded());
+    EXPECT_EQ(store->status().is_adopted, is_adopted);
+    EXPECT_EQ(store->status().n_layers, 4);
+    EXPECT_EQ(store->status().states.ready, 12u);
+    EXPECT_OK(store->profile().Add(std::vector<UseCount>{{.layer = 3, .expert = 1, .count = 1}}));
+  }
+  ExpectWhole();
+}
+
 TEST_F(ExpertStoreTest, WhateverLiesInTheSegmentsPlaceIsReplacedNotFollowed) {
   std::ofstream(folder_ / "precious") << "keep me";
   const auto put = std::vector<std::function<void(const fs::path&)>>{

@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/checkpoint/expert_layers.h"
 
 namespace hearth::worker {
 
@@ -12,7 +12,7 @@ absl::StatusOr<ExpertRef> CheckpointExperts::Get(int layer, int expert) {
   const std::pair key(layer, expert);
   auto found = owned_.find(key);
   if (found == owned_.end()) {
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".mlp.experts.", expert, ".");
+    const std::string prefix = ExpertModule(checkpoint_.config(), layer, expert) + ".";
     Owned owned;
     HEARTH_ASSIGN_OR_RETURN(owned.gate, checkpoint_.Linear(prefix + "gate_proj"));
     HEARTH_ASSIGN_OR_RETURN(owned.up, checkpoint_.Linear(prefix + "up_proj"));
