@@ -11,6 +11,8 @@
 #include "common/testing/status_matchers.h"
 #include "services/gpu-worker/engine/expert_sources.h"
 #include "services/gpu-worker/engine/rotary.h"
+#include "services/gpu-worker/engine/tiled_weights.h"
+#include "services/gpu-worker/engine/weights.h"
 
 namespace hearth::worker {
 namespace {
@@ -205,6 +207,27 @@ TEST_F(EngineTest, AnExpertThatIsNotThereFailsTheStep) {
   ASSERT_OK_AND_ASSIGN(const auto engine, Engine::Create(*checkpoint_, &none, {}));
   EXPECT_THAT(RunAlone(*engine, Ids(3, 1), 3),
               IsStatus(absl::StatusCode::kUnavailable, HasSubstr("loading")));
+}
+
+TEST(Weights, TheMtpHeadIsReadWhereItIsThereAndAskedFor) {
+  const std::filesystem::path root = hearth::testing::SourceDir();
+  ASSERT_OK_AND_ASSIGN(const auto demo, Checkpoint::Open(root / "models/demo"));
+  ASSERT_OK_AND_ASSIGN(const ModelWeights without, ReadWeights(*demo));
+  EXPECT_FALSE(without.mtp.has_value());
+  ASSERT_OK_AND_ASSIGN(ModelWeights with, ReadWeights(*demo, /*with_mtp=*/true));
+  ASSERT_TRUE(with.mtp.has_value());
+  EXPECT_EQ(with.mtp->fc.ref.out, 256);
+  EXPECT_EQ(with.mtp->fc.ref.in, 512);
+  EXPECT_EQ(with.mtp->layer.attention.q_norm.size(), 64u);
+  EXPECT_EQ(with.mtp->layer.experts.router.ref.out, 32);
+  // In the fast backend's memory like all other linears.
+  ASSERT_OK_AND_ASSIGN(const PageBuffer memory, TileWeights(with, 2));
+  EXPECT_EQ(with.mtp->fc.ref.kind, WeightKind::kTiled4);
+  EXPECT_EQ(with.mtp->layer.attention.o_proj.ref.kind, WeightKind::kTiled4);
+
+  ASSERT_OK_AND_ASSIGN(const auto tiny, Checkpoint::Open(root / "tests/golden/tiny-a"));
+  ASSERT_OK_AND_ASSIGN(const ModelWeights none, ReadWeights(*tiny, /*with_mtp=*/true));
+  EXPECT_FALSE(none.mtp.has_value());
 }
 
 TEST(RotaryTable, PlainAndYarnFrequenciesFollowTheirFormulas) {

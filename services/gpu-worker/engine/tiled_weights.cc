@@ -29,16 +29,22 @@ void AddLinears(MlpWeights& mlp, std::vector<OwnedLinear*>& all) {
   all.insert(all.end(), {&mlp.gate, &mlp.up, &mlp.down});
 }
 
+void AddLinears(LayerWeights& layer, std::vector<OwnedLinear*>& all) {
+  AttentionWeights& a = layer.attention;
+  DeltaNetWeights& d = layer.delta_net;
+  ExpertLayerWeights& e = layer.experts;
+  all.insert(all.end(), {&a.q_proj, &a.k_proj, &a.v_proj, &a.o_proj, &d.in_proj_qkvz, &d.in_proj_ba,
+                         &d.out_proj, &e.router, &e.shared_expert_gate});
+  AddLinears(e.shared_expert, all);
+  AddLinears(layer.mlp, all);
+}
+
 std::vector<OwnedLinear*> LayerLinears(ModelWeights& weights) {
   std::vector<OwnedLinear*> all;
-  for (LayerWeights& layer : weights.layers) {
-    AttentionWeights& a = layer.attention;
-    DeltaNetWeights& d = layer.delta_net;
-    ExpertLayerWeights& e = layer.experts;
-    all.insert(all.end(), {&a.q_proj, &a.k_proj, &a.v_proj, &a.o_proj, &d.in_proj_qkvz,
-                           &d.in_proj_ba, &d.out_proj, &e.router, &e.shared_expert_gate});
-    AddLinears(e.shared_expert, all);
-    AddLinears(layer.mlp, all);
+  for (LayerWeights& layer : weights.layers) AddLinears(layer, all);
+  if (weights.mtp.has_value()) {
+    all.push_back(&weights.mtp->fc);
+    AddLinears(weights.mtp->layer, all);
   }
   std::erase_if(all, [](const OwnedLinear* linear) { return linear->ref.data == nullptr; });
   return all;

@@ -71,35 +71,51 @@ DeltaNetWeights ReadDeltaNet(Reader& reader, const ModelConfig& config, const st
           .norm = reader.Vector(prefix + "norm.weight")};
 }
 
+LayerWeights ReadLayer(Reader& reader, const ModelConfig& config, const LayerConfig& layer,
+                       const std::string& prefix) {
+  LayerWeights weights;
+  weights.input_norm = reader.Vector(prefix + "input_layernorm.weight");
+  weights.post_attention_norm = reader.Vector(prefix + "post_attention_layernorm.weight");
+  if (layer.mixer == MixerKind::kFullAttention) {
+    weights.attention = ReadAttention(reader, prefix + "self_attn.");
+  } else {
+    weights.delta_net = ReadDeltaNet(reader, config, prefix + "linear_attn.");
+  }
+  if (layer.has_experts) {
+    weights.experts = {.router = reader.Linear(prefix + "mlp.gate"),
+                       .shared_expert_gate = reader.Linear(prefix + "mlp.shared_expert_gate"),
+                       .shared_expert = reader.Mlp(prefix + "mlp.shared_expert.")};
+  } else {
+    weights.mlp = reader.Mlp(prefix + "mlp.");
+  }
+  return weights;
+}
+
+MtpWeights ReadMtp(Reader& reader, const ModelConfig& config) {
+  return {
+      .fc = reader.Linear("mtp.fc"),
+      .embedding_norm = reader.Vector("mtp.pre_fc_norm_embedding.weight"),
+      .hidden_norm = reader.Vector("mtp.pre_fc_norm_hidden.weight"),
+      .layer = ReadLayer(reader, config, {.mixer = MixerKind::kFullAttention, .has_experts = true},
+                         "mtp.layers.0."),
+      .norm = reader.Vector("mtp.norm.weight")};
+}
+
 }  // namespace
 
-absl::StatusOr<ModelWeights> ReadWeights(const Checkpoint& checkpoint) {
+absl::StatusOr<ModelWeights> ReadWeights(const Checkpoint& checkpoint, bool with_mtp) {
   const ModelConfig& config = checkpoint.config();
   Reader reader(checkpoint);
   ModelWeights weights;
   weights.embedding = reader.Linear("model.embed_tokens");
   for (int i = 0; i < config.n_layers; ++i) {
-    const LayerConfig& layer = config.layers[static_cast<size_t>(i)];
-    const std::string prefix = absl::StrCat("model.layers.", i, ".");
-    LayerWeights& to = weights.layers.emplace_back();
-    to.input_norm = reader.Vector(prefix + "input_layernorm.weight");
-    to.post_attention_norm = reader.Vector(prefix + "post_attention_layernorm.weight");
-    if (layer.mixer == MixerKind::kFullAttention) {
-      to.attention = ReadAttention(reader, prefix + "self_attn.");
-    } else {
-      to.delta_net = ReadDeltaNet(reader, config, prefix + "linear_attn.");
-    }
-    if (layer.has_experts) {
-      to.experts = {.router = reader.Linear(prefix + "mlp.gate"),
-                    .shared_expert_gate = reader.Linear(prefix + "mlp.shared_expert_gate"),
-                    .shared_expert = reader.Mlp(prefix + "mlp.shared_expert.")};
-    } else {
-      to.mlp = reader.Mlp(prefix + "mlp.");
-    }
+    weights.layers.push_back(ReadLayer(reader, config, config.layers[static_cast<size_t>(i)],
+                                       absl::StrCat("model.layers.", i, ".")));
     HEARTH_RETURN_IF_ERROR(reader.status());
   }
   weights.norm = reader.Vector("model.norm.weight");
   weights.head = reader.Linear("lm_head");
+  if (with_mtp && checkpoint.has_mtp()) weights.mtp = ReadMtp(reader, config);
   HEARTH_RETURN_IF_ERROR(reader.status());
   return weights;
 }

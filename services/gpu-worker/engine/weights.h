@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -68,14 +69,27 @@ struct LayerWeights {
   MlpWeights mlp;                              // of a plain layer
 };
 
+// The multi-token prediction head: one full-attention layer with experts on
+// fc([norm(embedding) | norm(hidden)]). Embedding and head are the model's; its experts are layer
+// n_layers of the expert source.
+struct MtpWeights {
+  OwnedLinear fc;             // [D, 2 D]
+  FloatArray embedding_norm;  // [D]
+  FloatArray hidden_norm;     // [D]
+  LayerWeights layer;
+  FloatArray norm;  // [D]
+};
+
 struct ModelWeights {
   OwnedLinear embedding;  // [V, D]
   std::vector<LayerWeights> layers;
   FloatArray norm;   // [D]
   OwnedLinear head;  // [V, D]
+  std::optional<MtpWeights> mtp;
 };
 
-// Codes and bf16 values stay in the mapped checkpoint, which must outlive the result.
-absl::StatusOr<ModelWeights> ReadWeights(const Checkpoint& checkpoint);
+// Codes and bf16 values stay in the mapped checkpoint, which must outlive the result. `with_mtp`:
+// the multi-token prediction head too, where the checkpoint has one.
+absl::StatusOr<ModelWeights> ReadWeights(const Checkpoint& checkpoint, bool with_mtp = false);
 
 }  // namespace hearth::worker
