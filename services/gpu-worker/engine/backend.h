@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "common/base/check.h"
 #include "common/tensor/linear.h"
 #include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/ops/ops.h"
@@ -23,6 +24,8 @@ struct BatchItem {
   SequenceState* sequence = nullptr;
   RowRange rows;
   int64_t first_position = 0;
+  // Of the rows, the last n_drafts may be taken back: states and hidden states are kept for each.
+  int n_drafts = 0;
 };
 
 struct Batch {
@@ -116,6 +119,31 @@ class Backend {
 
   // Ends the step: everything is computed, and `logits` (host memory, [n, V]) filled.
   virtual absl::Status Finish(float* logits) = 0;
+
+  // Multi-token prediction, docs/model.md 2.4; a backend without it is never asked. The head's
+  // layer has KV pages too, as the attention layer behind the model's last. What they hold at
+  // position t was made from the hidden state at t (after the model's norm) and the token at t + 1.
+
+  // At the end of the model's pass, h [T, D]: to `before` the hidden state before each row, which
+  // is the row above or, for an item's first, the one that its sequence kept (zeros at position 0).
+  // Then keeps with each sequence those of its last row and of the n_drafts rows above it.
+  virtual void ShiftHidden(int /*width*/, const float* /*h*/, float* /*before*/) {
+    HEARTH_CHECK(false);
+  }
+  // out [T, D], one row an item: the hidden state kept for the sequence's last token or, if
+  // `of_draft`, by KeepDraftHidden.
+  virtual void LoadHidden(int /*width*/, bool /*of_draft*/, float* /*out*/) { HEARTH_CHECK(false); }
+  virtual void KeepDraftHidden(int /*width*/, const float* /*h*/) { HEARTH_CHECK(false); }
+  // out [T, 2 D] = [a | b].
+  virtual void Join(int /*width*/, const float* /*a*/, const float* /*b*/, float* /*out*/) {
+    HEARTH_CHECK(false);
+  }
+  // Norm and rotary of k, and k and v to the pages, as RotateAndStore does, but as if each row
+  // stood one position earlier; a row at position 0 is left out.
+  virtual void StoreOneBefore(const AttentionShape& /*shape*/, int /*attention_layer*/,
+                              const AttentionNorms& /*norms*/, float* /*k*/, const float* /*v*/) {
+    HEARTH_CHECK(false);
+  }
 
   // For observers, in the middle of a step: values of the backend's memory, and the last choice.
   virtual std::vector<float> Read(const float* values, int64_t n) = 0;

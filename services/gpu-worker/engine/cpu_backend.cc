@@ -14,6 +14,7 @@ CpuBackend::CpuBackend(const ModelConfig& config, Ops* ops, ExpertSource* expert
     : ops_(*ops),
       experts_(*experts),
       routing_(routing),
+      n_layers_(config.n_layers),
       conv_width_(config.conv_width),
       rotary_(MakeRotaryTable(config.rope)) {
   const int64_t rows = max_rows;
@@ -71,22 +72,34 @@ void CpuBackend::Attention(const AttentionShape& shape, int attention_layer, con
 
 void CpuBackend::DeltaRule(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
                            const float* qkvz, const float* ba, float* out) {
-  const int64_t channels = shape.channels(), values = int64_t{shape.value_heads} * shape.value_dim;
   ops_.SplitQkvz(shape, n_rows(), qkvz, mixed_, z_);
   for (const BatchItem& item : batch_->items) {
-    const int64_t row = item.rows.begin;
-    ops_.Convolve(item.rows.size(), static_cast<int>(channels), conv_width_, weights.conv,
-                  mixed_ + row * channels, Of(item).conv_history(delta_layer).data(),
-                  convolved_ + row * channels);
-    ops_.DeltaRule(shape, {weights.a_log, weights.dt_bias, weights.norm, weights.eps},
-                   item.rows.size(), convolved_ + row * channels, ba + row * 2 * shape.value_heads,
-                   z_ + row * values, Of(item).recurrent(delta_layer).data(), out + row * values);
+    CpuSequence& sequence = Of(item);
+    const int first_draft = item.rows.end - item.n_drafts;
+    DeltaRows(shape, delta_layer, weights, sequence, {item.rows.begin, first_draft}, ba, out);
+    for (int draft = 0; draft < item.n_drafts; ++draft) {  // each may be the first one refused
+      sequence.KeepDeltaState(delta_layer, draft);
+      const int row = first_draft + draft;
+      DeltaRows(shape, delta_layer, weights, sequence, {row, row + 1}, ba, out);
+    }
   }
+}
+
+void CpuBackend::DeltaRows(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
+                           CpuSequence& sequence, RowRange rows, const float* ba, float* out) {
+  const int64_t channels = shape.channels(), values = int64_t{shape.value_heads} * shape.value_dim;
+  const int64_t row = rows.begin;
+  ops_.Convolve(rows.size(), static_cast<int>(channels), conv_width_, weights.conv,
+                mixed_ + row * channels, sequence.conv_history(delta_layer).data(),
+                convolved_ + row * channels);
+  ops_.DeltaRule(shape, {weights.a_log, weights.dt_bias, weights.norm, weights.eps}, rows.size(),
+                 convolved_ + row * channels, ba + row * 2 * shape.value_heads, z_ + row * values,
+                 sequence.recurrent(delta_layer).data(), out + row * values);
 }
 
 void CpuBackend::Route(const Routing& routing, const float* logits) {
   ops_.Route(n_rows(), routing.n_experts, routing.top_k, routing.normalise, logits, &choice_);
-  if (routing_ != nullptr) Impose(routing.layer, routing.top_k);
+  if (routing_ != nullptr && routing.layer < n_layers_) Impose(routing.layer, routing.top_k);
 }
 
 void CpuBackend::Impose(int layer, int top_k) {
@@ -127,6 +140,59 @@ void CpuBackend::Head(const LinearRef& head, const float* h) {
   }
   logits_.resize(n * static_cast<size_t>(head.out));
   ops_.Linear(head, static_cast<int>(n), head_rows_.data(), logits_.data());
+}
+
+void CpuBackend::ShiftHidden(int width, const float* h, float* before) {
+  const int64_t columns = width;
+  for (const BatchItem& item : batch_->items) {
+    float* first = before + item.rows.begin * columns;
+    if (item.first_position == 0) {
+      std::fill_n(first, columns, 0.F);
+    } else {
+      std::ranges::copy(Of(item).hidden(), first);
+    }
+    std::copy_n(h + item.rows.begin * columns, (item.rows.size() - 1) * columns, first + columns);
+    const int n_kept = item.n_drafts + 1;
+    Of(item).KeepHidden({h + (item.rows.end - n_kept) * columns,
+                         static_cast<size_t>(n_kept) * static_cast<size_t>(width)});
+  }
+}
+
+void CpuBackend::LoadHidden(int width, bool of_draft, float* out) {
+  for (const BatchItem& item : batch_->items) {
+    std::ranges::copy(of_draft ? Of(item).draft_hidden() : Of(item).hidden(),
+                      out + int64_t{item.rows.begin} * width);
+  }
+}
+
+void CpuBackend::KeepDraftHidden(int width, const float* h) {
+  for (const BatchItem& item : batch_->items) {
+    std::copy_n(h + int64_t{item.rows.begin} * width, width, Of(item).draft_hidden().data());
+  }
+}
+
+void CpuBackend::Join(int width, const float* a, const float* b, float* out) {
+  for (int64_t row = 0; row < n_rows(); ++row) {
+    std::copy_n(a + row * width, width, out + row * 2 * width);
+    std::copy_n(b + row * width, width, out + row * 2 * width + width);
+  }
+}
+
+void CpuBackend::StoreOneBefore(const AttentionShape& shape, int attention_layer,
+                                const AttentionNorms& norms, float* k, const float* v) {
+  const int64_t kv_row = int64_t{shape.n_kv_heads} * shape.head_dim;
+  std::vector<int64_t> positions = batch_->positions;
+  for (int64_t& position : positions) position = std::max<int64_t>(0, position - 1);
+  AttentionShape keys_alone = shape;
+  keys_alone.n_heads = 0;
+  ops_.PrepareQueryKey(keys_alone, n_rows(), positions.data(), rotary_, nullptr, nullptr, norms.k,
+                       norms.eps, nullptr, nullptr, k);
+  for (const BatchItem& item : batch_->items) {
+    const int n_left_out = item.first_position == 0 ? 1 : 0;
+    const int64_t at = (item.rows.begin + n_left_out) * kv_row;
+    ops_.StoreKv(shape, item.rows.size() - n_left_out, item.first_position - 1 + n_left_out, k + at,
+                 v + at, Of(item).Pages(attention_layer));
+  }
 }
 
 absl::Status CpuBackend::Finish(float* logits) {

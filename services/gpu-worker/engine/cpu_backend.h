@@ -37,6 +37,12 @@ class CpuBackend final : public Backend {
   void Mlp(const ExpertRef& mlp, const float* h, float* out) override;
   void Head(const LinearRef& head, const float* h) override;
   absl::Status Finish(float* logits) override;
+  void ShiftHidden(int width, const float* h, float* before) override;
+  void LoadHidden(int width, bool of_draft, float* out) override;
+  void KeepDraftHidden(int width, const float* h) override;
+  void Join(int width, const float* a, const float* b, float* out) override;
+  void StoreOneBefore(const AttentionShape& shape, int attention_layer, const AttentionNorms& norms,
+                      float* k, const float* v) override;
   std::vector<float> Read(const float* values, int64_t n) override { return {values, values + n}; }
   const RouterChoice& Choice() override { return choice_; }
 
@@ -46,10 +52,14 @@ class CpuBackend final : public Backend {
   }
   int n_rows() const { return batch_->n_rows(); }
   void Impose(int layer, int top_k);
+  // The convolution and the delta rule for some rows of one sequence.
+  void DeltaRows(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
+                 CpuSequence& sequence, RowRange rows, const float* ba, float* out);
 
   Ops& ops_;
   ExpertSource& experts_;
   RoutingOverride* const routing_;
+  const int n_layers_;  // of the model
   const int conv_width_;
   const RotaryTable rotary_;
   const Batch* batch_ = nullptr;

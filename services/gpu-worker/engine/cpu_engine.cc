@@ -61,7 +61,7 @@ class CpuEngine final : public Engine {
   const ModelConfig& config() const override { return config_; }
   std::string_view backend() const override { return compute_.name; }
   std::unique_ptr<SequenceState> NewSequence() override {
-    return std::make_unique<CpuSequence>(config_, pool_);
+    return std::make_unique<CpuSequence>(config_, pool_, max_drafts());
   }
   int64_t PagesNeeded(const SequenceState& state, int64_t n_tokens) const override {
     return static_cast<const CpuSequence&>(state).PagesNeeded(n_tokens);
@@ -69,6 +69,13 @@ class CpuEngine final : public Engine {
   int64_t pages_free() const override { return pool_->pages_free(); }
   int64_t pages_total() const override { return pool_->shape().n_pages; }
   absl::Status Step(std::span<const StepItem> items, StepLogits* logits) override;
+  int max_drafts() const override {
+    return compute_.weights.mtp.has_value() ? options_.max_drafts : 0;
+  }
+  absl::Status Draft(std::span<const DraftItem> items, int depth, StepLogits* logits) override;
+  void Rollback(SequenceState& state, int n_tokens) override {
+    static_cast<CpuSequence&>(state).Rollback(n_tokens);
+  }
   uint64_t progress() const override { return parallel_.progress(); }
   void Interrupt() override { parallel_.set_interrupted(true); }
   void ClearInterrupt() override { parallel_.set_interrupted(false); }
@@ -83,6 +90,8 @@ class CpuEngine final : public Engine {
  private:
   absl::Status Check(std::span<const StepItem> items) const;
   Batch MakeBatch(std::span<const StepItem> items);
+  absl::Status CheckId(int32_t id) const;
+  absl::Status CheckDraft(std::span<const DraftItem> items, int depth) const;
 
   const ModelConfig config_;
   const EngineOptions options_;
@@ -104,13 +113,13 @@ absl::Status CpuEngine::Check(std::span<const StepItem> items) const {
     if (!seen.insert(item.state).second) {
       return absl::InvalidArgumentError("a sequence may stand in a step once");
     }
-    for (const int32_t id : item.tokens) {
-      if (id < 0 || id >= config_.vocab_size) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("token id ", id, " is not in [0, ", config_.vocab_size, ")"));
-      }
-    }
+    for (const int32_t id : item.tokens) HEARTH_RETURN_IF_ERROR(CheckId(id));
     const auto n = static_cast<int64_t>(item.tokens.size());
+    if (item.n_drafts < 0 || item.n_drafts >= n || item.n_drafts > max_drafts()) {
+      return absl::InvalidArgumentError(absl::StrCat(item.n_drafts, " of ", n,
+                                                     " tokens are to be drafts, at most ",
+                                                     max_drafts(), " and not all can be"));
+    }
     n_tokens += n;
     pages += PagesNeeded(*item.state, n);
   }
@@ -125,6 +134,12 @@ absl::Status CpuEngine::Check(std::span<const StepItem> items) const {
   return absl::OkStatus();
 }
 
+absl::Status CpuEngine::CheckId(int32_t id) const {
+  if (id >= 0 && id < config_.vocab_size) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("token id ", id, " is not in [0, ", config_.vocab_size, ")"));
+}
+
 Batch CpuEngine::MakeBatch(std::span<const StepItem> items) {
   Batch batch;
   for (const StepItem& item : items) {
@@ -132,7 +147,7 @@ Batch CpuEngine::MakeBatch(std::span<const StepItem> items) {
     const int begin = static_cast<int>(batch.ids.size());
     const int end = begin + static_cast<int>(item.tokens.size());
     sequence->Grow(end - begin);
-    batch.items.push_back({sequence, {begin, end}, sequence->n_tokens()});
+    batch.items.push_back({sequence, {begin, end}, sequence->n_tokens(), item.n_drafts});
     for (int row = begin; row < end; ++row) {
       batch.ids.push_back(item.tokens[static_cast<size_t>(row - begin)]);
       batch.positions.push_back(sequence->n_tokens() + row - begin);
@@ -152,9 +167,60 @@ absl::Status CpuEngine::Step(std::span<const StepItem> items, StepLogits* logits
   HEARTH_RETURN_IF_ERROR(forward_.Run(
       batch, [this] { return parallel_.interrupted(); }, logits->values.data()));
   for (const BatchItem& item : batch.items) {
-    static_cast<CpuSequence*>(item.sequence)->Advance(item.rows.size());
+    static_cast<CpuSequence*>(item.sequence)->Advance(item.rows.size(), item.n_drafts);
   }
   return absl::OkStatus();
+}
+
+absl::Status CpuEngine::CheckDraft(std::span<const DraftItem> items, int depth) const {
+  if (depth < 0 || depth >= max_drafts()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("draft ", depth, ", the engine makes ", max_drafts()));
+  }
+  if (static_cast<int64_t>(items.size()) > options_.max_batch_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(items.size(), " drafts at once, the limit is ", options_.max_batch_tokens));
+  }
+  std::set<const SequenceState*> seen;
+  int64_t pages = 0;
+  for (const DraftItem& item : items) {
+    if (item.state == nullptr || !seen.insert(item.state).second) {
+      return absl::InvalidArgumentError("a draft's item needs a sequence, each once");
+    }
+    HEARTH_RETURN_IF_ERROR(CheckId(item.token));
+    const auto& sequence = static_cast<const CpuSequence&>(*item.state);
+    if (sequence.n_tokens() == 0 || (depth > 0 && sequence.n_guessed() != depth)) {
+      return absl::InvalidArgumentError(absl::StrCat("draft ", depth, " after ",
+                                                     sequence.n_tokens(), " tokens and ",
+                                                     sequence.n_guessed(), " drafts"));
+    }
+    pages += sequence.PagesNeeded(depth);
+  }
+  if (pages <= pool_->pages_free()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the draft needs ", pages, " KV pages, ", pool_->pages_free(), " are free"));
+}
+
+absl::Status CpuEngine::Draft(std::span<const DraftItem> items, int depth, StepLogits* logits) {
+  HEARTH_RETURN_IF_ERROR(CheckDraft(items, depth));
+  Batch batch;
+  for (const DraftItem& item : items) {
+    auto* sequence = static_cast<CpuSequence*>(item.state);
+    sequence->Grow(depth);
+    const int row = batch.n_rows();
+    // Where the head keeps what it makes of a token and of the hidden state before it.
+    const int64_t position = sequence->n_tokens() - 1 + depth;
+    batch.ids.push_back(item.token);
+    batch.positions.push_back(position);
+    batch.items.push_back(
+        {.sequence = sequence, .rows = {row, row + 1}, .first_position = position});
+    batch.logits_rows.push_back(row);
+    sequence->set_n_guessed(depth + 1);
+  }
+  logits->n_rows = batch.n_rows();
+  logits->values.resize(items.size() * static_cast<size_t>(config_.vocab_size));
+  return forward_.Draft(
+      batch, depth, [this] { return parallel_.interrupted(); }, logits->values.data());
 }
 
 absl::Status CpuEngine::ReadDeltaState(const SequenceState& state, int layer,
@@ -208,7 +274,7 @@ absl::StatusOr<Compute> MakeCompute(const Checkpoint& checkpoint, const EngineOp
                        "'; leave it out to take the best there is"));
     }
   }
-  HEARTH_ASSIGN_OR_RETURN(compute.weights, ReadWeights(checkpoint));
+  HEARTH_ASSIGN_OR_RETURN(compute.weights, ReadWeights(checkpoint, options.max_drafts > 0));
   if (compute.kernels == nullptr) {  // asked for, or a CPU without AVX2
     compute.name = "float32";
     return compute;
@@ -225,15 +291,18 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Checkpoint& checkpo
                                                        const EngineOptions& options) {
   HEARTH_CHECK(experts != nullptr);
   if (options.n_threads < 1 || options.page_tokens < 1 || options.max_batch_tokens < 1 ||
-      options.kv_tokens < options.page_tokens) {
+      options.kv_tokens < options.page_tokens || options.max_drafts < 0 ||
+      options.max_drafts > kMaxDrafts) {
     return absl::InvalidArgumentError(
         absl::StrCat("engine options: threads ", options.n_threads, ", page tokens ",
                      options.page_tokens, ", batch tokens ", options.max_batch_tokens,
-                     " must be at least 1, and kv tokens ", options.kv_tokens, " at least a page"));
+                     " must be at least 1, kv tokens ", options.kv_tokens,
+                     " at least a page, and drafts ", options.max_drafts, " at most ", kMaxDrafts));
   }
   const ModelConfig& config = checkpoint.config();
   HEARTH_ASSIGN_OR_RETURN(Compute compute, MakeCompute(checkpoint, options));
-  const KvPoolShape shape{.n_layers = AttentionLayers(config),
+  const int n_mtp_layers = compute.weights.mtp.has_value() ? 1 : 0;
+  const KvPoolShape shape{.n_layers = AttentionLayers(config) + n_mtp_layers,
                           .page_tokens = options.page_tokens,
                           .token_floats = int64_t{config.n_kv_heads} * config.head_dim,
                           .n_pages = options.kv_tokens / options.page_tokens};

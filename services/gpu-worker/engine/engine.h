@@ -16,6 +16,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/check.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/tensor/linear.h"
 
@@ -47,6 +48,9 @@ class RoutingOverride {
                       std::span<int32_t> ids) = 0;
 };
 
+// Each more costs a copy of a sequence's delta-net states, and is right less often.
+inline constexpr int kMaxDrafts = 3;
+
 struct EngineOptions {
   int n_threads = 1;
   // The float32 backend, the reference; otherwise the fast one, which rounds activations to int8
@@ -55,9 +59,12 @@ struct EngineOptions {
   // Instruction set of the fast backend: "amx", "avx512", "avxvnni", "avx2"; empty: the best there
   // is.
   std::string isa = {};
-  int page_tokens = 16;                // tokens a KV page holds
-  int64_t kv_tokens = 65536;           // tokens that all sequences together can keep
-  int max_batch_tokens = 512;          // rows of one step at most (a chunk is cut to fit)
+  int page_tokens = 16;        // tokens a KV page holds
+  int64_t kv_tokens = 65536;   // tokens that all sequences together can keep
+  int max_batch_tokens = 512;  // rows of one step at most (a chunk is cut to fit)
+  // Tokens that Draft may guess ahead, at most kMaxDrafts; 0: the checkpoint's multi-token
+  // prediction head is left alone.
+  int max_drafts = 0;
   RoutingOverride* routing = nullptr;  // borrowed; null: the router chooses
 };
 
@@ -76,6 +83,15 @@ struct StepItem {
   SequenceState* state = nullptr;   // advanced by tokens.size(); an item a sequence at most
   std::span<const int32_t> tokens;  // >= 1, each in [0, vocab_size)
   LogitsWanted logits = LogitsWanted::kLast;
+  // The last n_drafts tokens (fewer than all; at most the engine's max_drafts) are guesses:
+  // Rollback can take them back until the next step.
+  int n_drafts = 0;
+};
+
+// One token after those that a sequence has seen and, in deeper drafts, guessed.
+struct DraftItem {
+  SequenceState* state = nullptr;
+  int32_t token = 0;
 };
 
 // Logits of the step's items, in their order: one row for kLast, tokens.size() for kAll, none for
@@ -118,6 +134,28 @@ class Engine {
   // don't suffice. Any other error leaves the items' states unusable: drop those sequences. The sum
   // of tokens is at most max_batch_tokens (InvalidArgument).
   virtual absl::Status Step(std::span<const StepItem> items, StepLogits* logits) = 0;
+
+  // How many tokens Draft can guess ahead of a step: 0 without a multi-token prediction head.
+  virtual int max_drafts() const { return 0; }
+
+  // Guesses with the multi-token prediction head: logits, a row an item, of the token after
+  // `token`. First, with depth 0, `token` is the one that follows those seen (at least one); then,
+  // with depth 1 and so on up to max_drafts() - 1, the guess before, for all or some of the same
+  // sequences. What sequences have seen does not change, and no step's result depends on guesses.
+  // A guess may already take pages of the step that follows, at most those for the tokens up to
+  // `token`. Errors as Step's.
+  virtual absl::Status Draft(std::span<const DraftItem> items, int depth, StepLogits* logits) {
+    static_cast<void>(items), static_cast<void>(depth), static_cast<void>(logits);
+    return absl::UnimplementedError("this engine has no multi-token prediction head");
+  }
+
+  // Takes back the last `n_tokens` of the sequence's last step, at most its item's n_drafts (and
+  // what was taken back already counts): the sequence is as if it had never seen them. Their pages
+  // are free again.
+  virtual void Rollback(SequenceState& state, int n_tokens) {
+    static_cast<void>(state), static_cast<void>(n_tokens);
+    HEARTH_CHECK(n_tokens == 0);
+  }
 
   // Grows while a step computes (at least once a layer and 16 rows); read from any thread by the
   // watchdog.

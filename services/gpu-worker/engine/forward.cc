@@ -11,7 +11,16 @@
 
 namespace hearth::worker {
 
-Activations MakeActivations(const ModelConfig& c, int max_rows, Backend& backend) {
+namespace {
+
+int AttentionLayers(const ModelConfig& config) {
+  return static_cast<int>(
+      std::ranges::count(config.layers, MixerKind::kFullAttention, &LayerConfig::mixer));
+}
+
+}  // namespace
+
+Activations MakeActivations(const ModelConfig& c, int max_rows, bool with_mtp, Backend& backend) {
   const auto rows = [&](int64_t columns) { return backend.Allocate(max_rows * columns); };
   const int64_t heads = int64_t{c.n_heads} * c.head_dim, kv = int64_t{c.n_kv_heads} * c.head_dim;
   const int64_t values = int64_t{c.linear_value_heads} * c.linear_value_head_dim;
@@ -29,6 +38,7 @@ Activations MakeActivations(const ModelConfig& c, int max_rows, Backend& backend
   a.router_logits = rows(c.n_experts);
   a.shared = rows(c.hidden_size);
   a.shared_gate = rows(1);
+  if (with_mtp) a.joined = rows(2 * c.hidden_size);
   return a;
 }
 
@@ -37,10 +47,11 @@ Forward::Forward(const ModelConfig& config, const ModelWeights& weights, Backend
     : config_(config),
       weights_(weights),
       ops_(*backend),
+      mtp_attention_(AttentionLayers(config)),
       attention_shape_{config.n_heads, config.n_kv_heads, config.head_dim},
       delta_shape_{config.linear_key_heads, config.linear_value_heads, config.linear_key_head_dim,
                    config.linear_value_head_dim},
-      a_(MakeActivations(config, max_rows, *backend)) {}
+      a_(MakeActivations(config, max_rows, weights.mtp.has_value(), *backend)) {}
 
 absl::Status Forward::Run(const Batch& batch, const std::function<bool()>& interrupted,
                           float* logits) {
@@ -82,6 +93,7 @@ absl::Status Forward::Enqueue(const Batch& batch, const std::function<bool()>& i
   }
   ops_.AddRmsNorm(width, a_.x, residual, weights_.norm.data(), eps, a_.h);
   ops_.Head(weights_.head.ref, a_.h);  // [n, V]
+  if (weights_.mtp.has_value()) StoreForDrafts();
   return absl::OkStatus();
 }
 

@@ -3,12 +3,17 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/base/check.h"
 #include "common/synthetic/random.h"
 
 namespace hearth::worker {
 
-CpuSequence::CpuSequence(const ModelConfig& config, std::shared_ptr<KvPool> pool)
-    : pool_(std::move(pool)) {
+CpuSequence::CpuSequence(const ModelConfig& config, std::shared_ptr<KvPool> pool, int max_drafts)
+    : pool_(std::move(pool)),
+      kept_(Index(max_drafts)),
+      width_(max_drafts > 0 ? Index(config.hidden_size) : 0),
+      hidden_(Index(max_drafts + 1) * width_),
+      draft_hidden_(width_) {
   for (const LayerConfig& layer : config.layers) {
     if (layer.mixer != MixerKind::kDeltaNet) continue;
     DeltaLayer& state = layers_.emplace_back();
@@ -34,6 +39,32 @@ void CpuSequence::Grow(int64_t n) {
   for (int64_t i = PagesNeeded(n); i > 0; --i) pages_.push_back(pool_->Take());
 }
 
+void CpuSequence::Advance(int64_t n, int n_drafts) {
+  n_tokens_ += n;
+  n_kept_before_ = n_drafts;
+  n_guessed_ = 0;
+}
+
+void CpuSequence::KeepDeltaState(int delta_layer, int draft) {
+  std::vector<DeltaLayer>& kept = kept_[Index(draft)];
+  kept.resize(layers_.size());
+  kept[Index(delta_layer)] = layers_[Index(delta_layer)];
+}
+
+void CpuSequence::Rollback(int n) {
+  if (n == 0) return;
+  HEARTH_CHECK(n > 0 && n <= n_kept_before_);
+  n_tokens_ -= n;
+  n_kept_before_ -= n;
+  n_guessed_ = 0;
+  layers_.swap(kept_[Index(n_kept_before_)]);  // states before the first draft taken back
+  const int64_t page_tokens = pool_->shape().page_tokens;
+  const int64_t n_pages = (n_tokens_ + page_tokens - 1) / page_tokens;
+  for (; static_cast<int64_t>(pages_.size()) > n_pages; pages_.pop_back()) {
+    pool_->Return(pages_.back());
+  }
+}
+
 void CpuSequence::FillRandom(int64_t n, uint64_t seed) {
   Grow(n);
   uint64_t stream = StreamOf(seed, "context");
@@ -45,6 +76,7 @@ void CpuSequence::FillRandom(int64_t n, uint64_t seed) {
       FillRandomFloats(++stream, 1, {pool_->Values(number, layer), page});
     }
   }
+  FillRandomFloats(++stream, 1, hidden_);
   for (DeltaLayer& layer : layers_) {
     FillRandomFloats(++stream, 1, layer.history);
     FillRandomFloats(++stream, 0.1F, layer.recurrent);
