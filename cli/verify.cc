@@ -35,7 +35,8 @@ absl::StatusOr<worker::VerifyReport> RunVerify(const VerifyFlags& flags) {
                                                                     {.n_threads = flags.threads,
                                                                      .exact = !flags.fast,
                                                                      .isa = flags.isa,
-                                                                     .max_batch_tokens = 4096}));
+                                                                     .max_batch_tokens = 4096,
+                                                                     .max_drafts = 1}));
   return worker::Verify(*engine, flags.reference, {.exact = !flags.fast});
 }
 

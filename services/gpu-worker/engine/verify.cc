@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <map>
 #include <memory>
 #include <set>
 #include <utility>
@@ -13,62 +11,10 @@
 #include "absl/strings/strip.h"
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
-#include "common/checkpoint/safetensors.h"
+#include "services/gpu-worker/engine/verify_reference.h"
 
 namespace hearth::worker {
 namespace {
-
-using Tensors = std::map<std::string, std::vector<float>>;
-
-struct Reference {
-  std::vector<int32_t> input_ids, decode_ids;
-  Tensors floats;
-  std::vector<std::string> skipped;
-};
-
-std::vector<int32_t> ToIds(const TensorView& tensor) {
-  std::vector<int32_t> ids;
-  for (size_t i = 0; i < tensor.n_elements(); ++i) {
-    if (tensor.dtype == Dtype::kI64) {
-      int64_t id;
-      std::memcpy(&id, tensor.bytes.data() + i * 8, 8);
-      ids.push_back(static_cast<int32_t>(std::clamp<int64_t>(id, -1, INT32_MAX)));
-    } else {
-      int32_t id;
-      std::memcpy(&id, tensor.bytes.data() + i * 4, 4);
-      ids.push_back(id);
-    }
-  }
-  return ids;
-}
-
-absl::StatusOr<Reference> ReadReference(const std::filesystem::path& path) {
-  HEARTH_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(path));
-  Reference reference;
-  for (const TensorView& tensor : file.tensors()) {
-    const std::string name(tensor.name);
-    const bool is_integer = tensor.dtype == Dtype::kI32 || tensor.dtype == Dtype::kI64;
-    if (is_integer && name == "input_ids") {
-      reference.input_ids = ToIds(tensor);
-    } else if (is_integer && name == "decode_ids") {
-      reference.decode_ids = ToIds(tensor);
-    } else if (is_integer) {
-      const auto ids = ToIds(tensor);
-      reference.floats[name].assign(ids.begin(), ids.end());
-    } else if (tensor.dtype == Dtype::kF32) {
-      auto& values = reference.floats[name];
-      values.resize(tensor.n_elements());
-      std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
-    } else {
-      reference.skipped.push_back(name);
-    }
-  }
-  if (reference.input_ids.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path.string(), ": no integer tensor input_ids with at least one token in it"));
-  }
-  return reference;
-}
 
 // Errors relative to the largest magnitude of `want`.
 VerifyQuantity Compare(std::string name, const std::vector<float>& got,
@@ -211,9 +157,11 @@ class Verification {
     CompareStates(states);
     CompareTensor("logits", whole->logits, tolerances_.logits);
     HEARTH_RETURN_IF_ERROR(Annotate(CompareDecoding(*whole->state, whole->logits), "decoding"));
+    std::vector<float> draft_logits;
+    HEARTH_RETURN_IF_ERROR(Annotate(CompareDrafts(&draft_logits), "drafts"));
     if (!tolerances_.exact) {
       for (VerifyQuantity& q : report_.quantities) q.is_judged = false;
-      JudgeOutcome(whole->logits);
+      JudgeOutcome(whole->logits, draft_logits);
     }
     for (const size_t chunk : {1, 7, 64}) {
       HEARTH_RETURN_IF_ERROR(
@@ -227,28 +175,35 @@ class Verification {
   }
 
  private:
-  // Of the fast backends: the text's likelihood and the logits as a whole.
-  void JudgeOutcome(const std::vector<float>& logits) {
+  // Of the fast backends: the text's likelihood, and logits as a whole.
+  void JudgeOutcome(const std::vector<float>& logits, const std::vector<float>& draft_logits) {
+    JudgeRms("logits", logits);
+    if (!draft_logits.empty()) JudgeRms("draft_logits", draft_logits);
     const auto want = reference_.floats.find("logits");
-    if (want == reference_.floats.end() || want->second.size() != logits.size()) {
-      report_.quantities.push_back(
-          {.name = "logits RMS", .note = "the reference has no logits of this shape"});
-      return;
-    }
-    double sum = 0, squares = 0, errors = 0;
-    for (size_t i = 0; i < logits.size(); ++i) {
-      const double value = want->second[i], error = value - logits[i];
-      sum += value, squares += value * value, errors += error * error;
-    }
-    const auto n = static_cast<double>(logits.size());
-    const double deviation = std::sqrt(std::max(1e-60, squares / n - sum / n * (sum / n)));
-    Judge("logits RMS", std::sqrt(errors / n) / deviation, tolerances_.fast_logits_rms,
-          "of the reference's standard deviation");
+    if (want == reference_.floats.end()) return;
     const double nll = MeanNll(reference_.input_ids, want->second,
                                static_cast<size_t>(engine_.config().vocab_size));
     if (nll <= 0) return;  // a single token has none
     Judge("mean NLL", std::abs(report_.mean_nll - nll) / nll, tolerances_.fast_nll,
           absl::StrCat("the reference's is ", nll));
+  }
+
+  void JudgeRms(const std::string& name, const std::vector<float>& got) {
+    const auto want = reference_.floats.find(name);
+    if (want == reference_.floats.end() || want->second.size() != got.size()) {
+      report_.quantities.push_back(
+          {.name = name + " RMS", .note = "the reference has none of this shape"});
+      return;
+    }
+    double sum = 0, squares = 0, errors = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double value = want->second[i], error = value - got[i];
+      sum += value, squares += value * value, errors += error * error;
+    }
+    const auto n = static_cast<double>(got.size());
+    const double deviation = std::sqrt(std::max(1e-60, squares / n - sum / n * (sum / n)));
+    Judge(name + " RMS", std::sqrt(errors / n) / deviation, tolerances_.fast_logits_rms,
+          "of the reference's standard deviation");
   }
 
   void Judge(std::string name, double error, double tolerance, std::string note) {
@@ -320,6 +275,41 @@ class Verification {
     report_.quantities.push_back(std::move(ids));
     CompareTensor("decode_logits", all, tolerances_.logits);
     return absl::OkStatus();
+  }
+
+  // Each token of the input is guessed from the hidden state two before it and the token before it.
+  absl::Status CompareDrafts(std::vector<float>* all) {
+    const auto want = reference_.floats.find("draft_logits");
+    if (want == reference_.floats.end() || engine_.max_drafts() == 0) return absl::OkStatus();
+    const auto state = engine_.NewSequence();
+    const std::vector<int32_t>& ids = reference_.input_ids;
+    for (size_t t = 0; t + 1 < ids.size(); ++t) {
+      const StepItem step{
+          .state = state.get(), .tokens = {&ids[t], 1}, .logits = LogitsWanted::kNone};
+      StepLogits logits;
+      HEARTH_RETURN_IF_ERROR(engine_.Step({&step, 1}, &logits));
+      const DraftItem draft{.state = state.get(), .token = ids[t + 1]};
+      HEARTH_RETURN_IF_ERROR(engine_.Draft({&draft, 1}, 0, &logits));
+      all->insert(all->end(), logits.values.begin(), logits.values.end());
+    }
+    CompareTensor("draft_logits", *all, tolerances_.logits);
+    report_.quantities.back().note = absl::StrCat(AgreeingRows(*all, want->second), " of ",
+                                                  ids.size() - 1, " guesses are the reference's");
+    return absl::OkStatus();
+  }
+
+  // Rows whose largest value stands in the same place.
+  size_t AgreeingRows(const std::vector<float>& got, const std::vector<float>& want) const {
+    const auto width = static_cast<size_t>(engine_.config().vocab_size);
+    const auto best = [width](const std::vector<float>& values, size_t row) {
+      const auto begin = values.begin() + static_cast<int64_t>(row * width);
+      return std::max_element(begin, begin + static_cast<int64_t>(width)) - begin;
+    };
+    size_t n = 0;
+    for (size_t row = 0; (row + 1) * width <= std::min(got.size(), want.size()); ++row) {
+      if (best(got, row) == best(want, row)) ++n;
+    }
+    return n;
   }
 
   absl::Status CompareChunked(size_t chunk, const std::vector<float>& logits,

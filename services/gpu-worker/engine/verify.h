@@ -3,8 +3,9 @@
 //
 // Reference files are safetensors with float32 tensors named as in tests/golden: embedding,
 // layers.I.hidden, layers.I.router.topk_ids and .topk_weights, layers.I.conv_state [1, channels,
-// W], layers.I.recurrent_state [1, Hv, dk, dv], logits, decode_ids, decode_logits; input_ids is
-// required, any other may be absent. What is there is compared.
+// W], layers.I.recurrent_state [1, Hv, dk, dv], logits, decode_ids, decode_logits, draft_logits
+// (where the engine drafts); input_ids is required, any other may be absent. What is there is
+// compared.
 #pragma once
 
 #include <filesystem>

@@ -1,5 +1,6 @@
 #include "services/gpu-worker/engine/verify.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -25,7 +26,7 @@ std::filesystem::path Golden(const std::string& name) {
 }
 
 absl::StatusOr<Loaded> Load(const std::filesystem::path& folder, int n_threads,
-                            const std::string& isa = {}) {
+                            const std::string& isa = {}, int max_drafts = 0) {
   const bool exact = isa.empty();
   Loaded loaded;
   HEARTH_ASSIGN_OR_RETURN(loaded.checkpoint, Checkpoint::Open(folder));
@@ -33,9 +34,11 @@ absl::StatusOr<Loaded> Load(const std::filesystem::path& folder, int n_threads,
       auto segment,
       store::LoadIntoMemory(*loaded.checkpoint, n_threads, exact ? kPlainExperts : kTiledExperts));
   loaded.experts = std::make_unique<SegmentExperts>(std::move(segment));
-  HEARTH_ASSIGN_OR_RETURN(loaded.engine,
-                          Engine::Create(*loaded.checkpoint, loaded.experts.get(),
-                                         {.n_threads = n_threads, .exact = exact, .isa = isa}));
+  HEARTH_ASSIGN_OR_RETURN(
+      loaded.engine,
+      Engine::Create(
+          *loaded.checkpoint, loaded.experts.get(),
+          {.n_threads = n_threads, .exact = exact, .isa = isa, .max_drafts = max_drafts}));
   return loaded;
 }
 
@@ -84,14 +87,40 @@ TEST(Verify, AnotherModelsReferenceIsFoundWrong) {
   EXPECT_FALSE(report.ok()) << report.ToText();
 }
 
+std::filesystem::path Demo() {
+  return std::filesystem::path(hearth::testing::SourceDir()) / "models/demo";
+}
+
 TEST(Verify, PartsOfAReferenceAreComparedAndTheRestIsListed) {
-  ASSERT_OK_AND_ASSIGN(
-      const Loaded loaded,
-      Load(std::filesystem::path(hearth::testing::SourceDir()) / "models/demo", 2));
+  ASSERT_OK_AND_ASSIGN(const Loaded loaded, Load(Demo(), 2));
   ASSERT_OK_AND_ASSIGN(const VerifyReport report,
                        Verify(*loaded.engine, Golden("demo-mtp") / "reference.safetensors"));
   EXPECT_TRUE(report.ok()) << report.ToText();
   EXPECT_EQ(report.skipped, std::vector<std::string>{"draft_logits"});
+}
+
+TEST(Verify, DraftsAreTheReferences) {
+  ASSERT_OK_AND_ASSIGN(const Loaded loaded, Load(Demo(), 2, {}, /*max_drafts=*/1));
+  ASSERT_OK_AND_ASSIGN(const VerifyReport report,
+                       Verify(*loaded.engine, Golden("demo-mtp") / "reference.safetensors"));
+  EXPECT_TRUE(report.ok()) << report.ToText();
+  EXPECT_TRUE(report.skipped.empty()) << report.ToText();
+  const auto drafts = std::ranges::find(report.quantities, "draft_logits", &VerifyQuantity::name);
+  ASSERT_NE(drafts, report.quantities.end());
+  EXPECT_TRUE(drafts->is_judged);
+  EXPECT_EQ(drafts->note, "41 of 41 guesses are the reference's");
+}
+
+TEST(Verify, DraftsOfTheFastBackendAreJudgedAsAWhole) {
+  if (FindKernels("") == nullptr) GTEST_SKIP() << "no fast backend on this CPU";
+  ASSERT_OK_AND_ASSIGN(const Loaded loaded, Load(Demo(), 2, std::string(FindKernels("")->name), 1));
+  ASSERT_OK_AND_ASSIGN(
+      const VerifyReport report,
+      Verify(*loaded.engine, Golden("demo-mtp") / "reference.safetensors", {.exact = false}));
+  const auto drafts =
+      std::ranges::find(report.quantities, "draft_logits RMS", &VerifyQuantity::name);
+  ASSERT_NE(drafts, report.quantities.end());
+  EXPECT_TRUE(drafts->is_judged && drafts->ok) << report.ToText();
 }
 
 TEST(Verify, AFileThatIsNoReferenceIsAnError) {
