@@ -1,6 +1,7 @@
 // hearth-bench-cuda [FILTER]: times the CUDA kernels at the 80B model's shapes (those whose op
-// holds FILTER): a table on stderr, one JSON object on stdout. Each case's launches are replayed as
-// a CUDA graph, so that launch gaps are those of a decode step; the median of the replays counts.
+// holds FILTER; a group's name prepares that group alone): a table on stderr, one JSON object on
+// stdout. Each case's launches are replayed as a CUDA graph, so that launch gaps are those of a
+// decode step; the median of the replays counts.
 #include <algorithm>
 #include <cstdio>
 #include <string>
@@ -81,6 +82,13 @@ json::object Report(const CudaCase& one, const std::vector<double>& seconds, dou
           {"tflop_per_second", one.flops / median / 1e12}};
 }
 
+struct CaseGroup {
+  const char* name;
+  void (*add)(CudaCases* cases);
+};
+constexpr CaseGroup kGroups[] = {
+    {"decode linear", AddLinearCases}, {"mixer", AddMixerCases}, {"prefill", AddPrefillCases}};
+
 int Main(int argc, char** argv) {
   const std::string filter = argc > 1 ? argv[1] : "";
   cudaDeviceProp device{};
@@ -91,13 +99,16 @@ int Main(int argc, char** argv) {
   }
   CudaCases cases;
   AddCopyCase(&cases);
-  AddLinearCases(&cases);
-  AddMixerCases(&cases);
+  const bool is_group =
+      std::ranges::any_of(kGroups, [&](const CaseGroup& group) { return filter == group.name; });
+  for (const CaseGroup& group : kGroups) {
+    if (!is_group || filter == group.name) group.add(&cases);
+  }
   json::array results;
   double copy_rate = 1;
   int n_failed = 0;
   for (const CudaCase& one : cases) {
-    if (one.op != "copy" && one.op.find(filter) == std::string::npos) continue;
+    if (!is_group && one.op != "copy" && one.op.find(filter) == std::string::npos) continue;
     std::vector<double> seconds;
     const cudaError_t error = Time(one, &seconds);
     if (error != cudaSuccess) {

@@ -21,10 +21,16 @@
 
 namespace hearth::worker {
 
+// How many outputs and rows a block takes: changes the time, not a bit of the result. kBest chooses
+// by the shape and the card; the others are for tests and measurements, and where the card's shared
+// memory is too small for one, the next smaller is taken.
+enum class PrefillTile { kBest, kSmall, kMedium, kLarge };
+
 // WeightKind::kTiled4 and kTiled8 (in % 64 == 0), kBF16 (in % 8 == 0); data at a multiple of 16
 // bytes, scales of 8. Meant for 9 rows and more; correct for any number. cudaErrorInvalidValue
 // where a requirement is not met; neither allocates nor synchronises.
 cudaError_t PrefillLinearCuda(WeightKind kind, const DeviceMatrix& weights, int n_rows,
-                              const PrefillRows& x, float* y, cudaStream_t stream);
+                              const PrefillRows& x, float* y, cudaStream_t stream,
+                              PrefillTile tile = PrefillTile::kBest);
 
 }  // namespace hearth::worker
