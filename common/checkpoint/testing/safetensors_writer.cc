@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/json.h"
-#include "common/base/status.h"
 #include "common/tensor/linear.h"
 
 namespace hearth::testing {
@@ -140,35 +138,6 @@ void AddTensor(std::string name, std::vector<uint64_t> shape, std::span<const fl
   for (const float value : values) halves.push_back(is_f16 ? F32ToF16(value) : F32ToBF16(value));
   tensors.push_back({std::move(name), is_f16 ? Dtype::kF16 : Dtype::kBF16, std::move(shape),
                      BytesOf<uint16_t>(halves)});
-}
-
-std::string SafetensorsBytes(std::span<const RawTensor> tensors,
-                             const std::map<std::string, std::string>& metadata) {
-  json::object header;
-  if (!metadata.empty()) {
-    json::object texts;
-    for (const auto& [key, value] : metadata) texts[key] = value;
-    header["__metadata__"] = texts;
-  }
-  std::string data;
-  for (const RawTensor& tensor : tensors) {
-    const std::string_view dtype = DtypeName(tensor.dtype);
-    header[tensor.name] = {
-        {"dtype", json::string_view(dtype.data(), dtype.size())},
-        {"shape", json::array(tensor.shape.begin(), tensor.shape.end())},
-        {"data_offsets", json::array{data.size(), data.size() + tensor.bytes.size()}}};
-    data += tensor.bytes;
-  }
-  std::string text = SerializeJson(header);
-  text.append((8 - text.size() % 8) % 8, ' ');
-  return SafetensorsBytes(text, data);
-}
-
-std::string SafetensorsBytes(const std::string& header, const std::string& data) {
-  const uint64_t size = header.size();
-  std::string file(8, '\0');
-  std::memcpy(file.data(), &size, 8);
-  return file + header + data;
 }
 
 }  // namespace hearth::testing

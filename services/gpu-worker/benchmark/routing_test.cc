@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/file.h"
 #include "common/checkpoint/safetensors.h"
-#include "common/checkpoint/testing/safetensors_writer.h"
+#include "common/checkpoint/safetensors_bytes.h"
 #include "common/synthetic/synthetic_checkpoint.h"
 #include "common/testing/source_dir.h"
 #include "common/testing/status_matchers.h"
@@ -130,8 +130,8 @@ TEST(Trace, WhatDoesNotFitTheModelIsRefused) {
   const std::string path = absl::StrCat("/tmp/hearth-trace-", ::getpid(), ".safetensors");
   const auto load = [&](const char* name, std::vector<uint64_t> shape, std::vector<float> ids) {
     const std::string bytes(reinterpret_cast<const char*>(ids.data()), 4 * ids.size());
-    const testing::RawTensor tensor{name, Dtype::kF32, std::move(shape), bytes};
-    EXPECT_OK(WriteFileAtomically(path, testing::SafetensorsBytes({&tensor, 1})));
+    const RawTensor tensor{name, Dtype::kF32, std::move(shape), bytes};
+    EXPECT_OK(WriteFileAtomically(path, SafetensorsBytes({&tensor, 1})));
     const auto loaded = LoadTrace(path, checkpoint->config());
     std::filesystem::remove(path);
     return loaded.status();
