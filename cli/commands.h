@@ -16,6 +16,8 @@ void AddVerify(CLI::App& app, int* exit_code);
 void AddInspect(CLI::App& app, int* exit_code);
 void AddMakeModel(CLI::App& app, int* exit_code);
 void AddBenchmark(CLI::App& app, int* exit_code);
+void AddProfile(CLI::App& app, int* exit_code);
+void AddCache(CLI::App& app, int* exit_code);
 void AddDoctor(CLI::App& app, int* exit_code);
 void AddTokenize(CLI::App& app, int* exit_code);
 void AddRender(CLI::App& app, int* exit_code);

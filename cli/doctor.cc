@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -15,6 +14,7 @@
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "common/base/thread_pool.h"
+#include "common/machine/machine_rates.h"
 
 namespace hearth::cli {
 namespace {
@@ -25,21 +25,11 @@ struct DoctorFlags {
   bool json = false, no_measure = false;
 };
 
-// $XDG_CACHE_HOME/hearth, ~/.cache/hearth, or the default run folder.
-std::filesystem::path CacheFolder() {
-  for (const auto& [variable, below] :
-       {std::pair{"XDG_CACHE_HOME", "hearth"}, {"HOME", ".cache/hearth"}}) {
-    const char* value = std::getenv(variable);
-    if (value != nullptr && *value == '/') return std::filesystem::path(value) / below;
-  }
-  return DefaultRunDir();
-}
-
 absl::Status Keep(const DoctorFlags& flags, const std::string& text) {
   if (!flags.out.empty()) return WriteFileAtomically(flags.out, text);
-  const std::filesystem::path folder = CacheFolder();
-  HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(folder));
-  return WriteFileAtomically(folder / "machine.json", text);
+  const std::filesystem::path file = MachineFile().value_or(DefaultRunDir() / "machine.json");
+  HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(file.parent_path()));
+  return WriteFileAtomically(file, text);
 }
 
 int RunDoctor(DoctorFlags& flags) {

@@ -39,6 +39,8 @@ int main(int argc, char** argv) {
   AddInspect(app, &exit_code);
   AddMakeModel(app, &exit_code);
   AddBenchmark(app, &exit_code);
+  AddProfile(app, &exit_code);
+  AddCache(app, &exit_code);
   AddDoctor(app, &exit_code);
   AddTokenize(app, &exit_code);
   AddRender(app, &exit_code);

@@ -59,6 +59,13 @@ void AppendMemory(const Diagnosis& d, std::string* text) {
                          : absl::StrCat("in 4 KiB pages: ", d.segment.reason));
 }
 
+void AppendGpuSpeed(const GpuRates& gpu, std::string* text) {
+  Line(text, "  copy", absl::StrFormat("%.1f GB/s from memory", gpu.pcie_bytes_per_second / 1e9));
+  Line(text, "  read", absl::StrFormat("%.0f GB/s of its own", gpu.memory_bytes_per_second / 1e9));
+  Line(text, "  handshake",
+       absl::StrFormat("%.1f us with a CPU thread", gpu.handshake_seconds * 1e6));
+}
+
 void AppendModel(const Diagnosis& d, std::string* text) {
   if (!d.model) return;
   const ModelCheck& model = *d.model;
@@ -121,6 +128,7 @@ std::string ToText(const Diagnosis& d) {
   Line(&text, "GPU",
        absl::StrCat(d.gpus.empty() ? "none found" : absl::StrJoin(d.gpus, ", "),
                     "; built without CUDA"));
+  if (d.gpu_speed) AppendGpuSpeed(*d.gpu_speed, &text);
   AppendModel(d, &text);
   const auto problems = Problems(d);
   for (const std::string& advice : Advice(d)) absl::StrAppend(&text, "\nFaster: ", advice, "\n");
@@ -152,6 +160,7 @@ json::object ToJson(const Diagnosis& d) {
       {"gpus", ToArray(d.gpus)},
       {"cuda", false}};
   if (d.speed) object["speed"] = ToJson(*d.speed);
+  if (d.gpu_speed) object["gpu_speed"] = ToJson(*d.gpu_speed);
   if (d.model) object["model"] = ToJson(*d.model);
   return object;
 }

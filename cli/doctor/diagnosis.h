@@ -10,6 +10,7 @@
 #include "common/base/json.h"
 #include "common/machine/huge_page_state.h"
 #include "common/machine/machine_info.h"
+#include "common/machine/machine_rates.h"
 #include "common/machine/machine_speed.h"
 
 namespace hearth::cli {
@@ -51,6 +52,7 @@ struct Diagnosis {
   uint64_t descriptors = 0;                    // that a process may raise its limit to
   PortCheck port;
   std::vector<std::string> gpus;
+  std::optional<GpuRates> gpu_speed;  // nothing: not measured
   std::optional<ModelCheck> model;
 
   // Of memory that Hearth could take now.

@@ -79,8 +79,8 @@ class CachePolicy {
 struct PolicyOptions {
   double half_life_steps = 64;
   // How many uses an admission must be expected to gain beyond those of the expert that it evicts:
-  // what its copy costs, in misses (machine_rates.h).
-  double admission_cost = 1;
+  // AdmissionCost (admission_cost.h) for this machine.
+  double admission_cost = 2;
   // For "profile": counts of use, in any order.
   std::vector<ExpertUses> profile = {};
 };

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "common/testing/status_matchers.h"
+#include "services/gpu-worker/experts/admission_cost.h"
 #include "services/gpu-worker/experts/expert_cache.h"
 
 namespace hearth::worker {
@@ -59,6 +60,26 @@ TEST(ExpertHeat, RateLeavesWhatAsManySpreadUsesWouldLeave) {
   }
   EXPECT_NEAR(spread.HeatOfRate(100, 400), spread.Heat(0), 0.02 * spread.Heat(0));
   EXPECT_NEAR(spread.HeatOfRate(1, 1), 1, 0.02);
+}
+
+TEST(AdmissionCost, IsOneUseAndWhatTheGpuNeedsForIt) {
+  MachineRates rates{.ram = 78e9, .pcie = 50e9, .vram = 3e12};
+  EXPECT_NEAR(AdmissionCost(rates), kSelectionMargin * 1.0267, 1e-3);
+  rates.pcie = 3e9;  // takes longer, but reads no more
+  EXPECT_NEAR(AdmissionCost(rates), kSelectionMargin * 1.0267, 1e-3);
+  rates.vram = 156e9;
+  EXPECT_NEAR(AdmissionCost(rates), kSelectionMargin * 2, 1e-9);
+  rates.vram = 78e9;
+  EXPECT_GT(AdmissionCost(rates), 1000);
+  rates.vram = 50e9;
+  EXPECT_GT(AdmissionCost(rates), 1000);
+}
+
+TEST(AdmissionCost, LinkBoundsTheCopiesOfAStep) {
+  const MachineRates rates{.ram = 78e9, .pcie = 50e9, .vram = 3e12};
+  EXPECT_EQ(AdmissionsPerStep(rates, 1'625'000, 5e-3), 153);
+  EXPECT_EQ(AdmissionsPerStep(rates, 1'625'000, 1e-6), 0);
+  EXPECT_EQ(AdmissionsPerStep(rates, 0, 1e9), 1'000'000);
 }
 
 TEST_F(PolicyTest, RecencyEvictsTheLeastRecentlyUsed) {

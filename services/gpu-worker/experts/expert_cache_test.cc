@@ -68,9 +68,7 @@ TEST(ExpertCache, EvictedExpertIsGoneWhenTheCopyIsPlanned) {
   auto cache = MakeCache({.n_layers = 1, .n_experts = 4, .n_slots = 1});
   Fill(*cache, {{0, 0}});
   const int slot = cache->SlotOf(0, 0);
-  Use(*cache, {{0, 1}});
-  Use(*cache, {{0, 1}});
-  Use(*cache, {{0, 1}});
+  for (int i = 0; i < 5; ++i) Use(*cache, {{0, 1}});
   const auto admissions = cache->PlanAdmissions(1);
   ASSERT_EQ(admissions.size(), 1u);
   EXPECT_EQ(admissions[0].slot, slot);
@@ -86,7 +84,7 @@ TEST(ExpertCache, LoadingSlotIsNoVictimAndItsExpertNoCandidate) {
   Use(*cache, {{0, 0}});
   const auto first = cache->PlanAdmissions(1);
   ASSERT_EQ(first.size(), 1u);
-  for (int i = 0; i < 10; ++i) Use(*cache, {{0, 0}, {0, 1}});
+  for (int i = 0; i < 10; ++i) Use(*cache, {{0, 1}});
   EXPECT_TRUE(cache->PlanAdmissions(4).empty());
   EXPECT_TRUE(cache->Publish(first[0]));
 }

@@ -29,8 +29,9 @@ std::string ToText(const SimulationReport& report) {
       policy.half_life_steps, policy.admission_cost, report.options.at_most, "slots", "share",
       "policy", "hits", "first 32", "misses", "admissions", "at prompt", "RAM reads");
   for (const SimulationResult& r : report.results) {
-    const std::string early =
-        r.policy == "optimum" ? "-" : absl::StrFormat("%.1f %%", 100 * r.EarlyHitRate());
+    const std::string early = r.early_hits + r.early_misses == 0
+                                  ? "-"
+                                  : absl::StrFormat("%.1f %%", 100 * r.EarlyHitRate());
     absl::StrAppendFormat(&text, "%7d %4.0f %%  %-11s %5.1f %% %9s %9.2f %10.2f %9.2f %9.2f\n",
                           r.n_slots, 100.0 * r.n_slots / n_experts, r.policy, 100 * r.HitRate(),
                           early, r.PerToken(r.misses), r.PerToken(r.admissions),
