@@ -27,6 +27,7 @@ void AddCopyCase(CudaCases* cases);
 void AddLinearCases(CudaCases* cases);
 void AddMixerCases(CudaCases* cases);
 void AddPrefillCases(CudaCases* cases);
+void AddPrefillMixerCases(CudaCases* cases);
 
 // Device memory of random bits for a case, freed by the last owner. Ends the program where the card
 // has too little.

@@ -86,8 +86,10 @@ struct CaseGroup {
   const char* name;
   void (*add)(CudaCases* cases);
 };
-constexpr CaseGroup kGroups[] = {
-    {"decode linear", AddLinearCases}, {"mixer", AddMixerCases}, {"prefill", AddPrefillCases}};
+constexpr CaseGroup kGroups[] = {{"decode linear", AddLinearCases},
+                                 {"mixer", AddMixerCases},
+                                 {"prefill", AddPrefillCases},
+                                 {"prefill mixer", AddPrefillMixerCases}};
 
 int Main(int argc, char** argv) {
   const std::string filter = argc > 1 ? argv[1] : "";

@@ -1,4 +1,5 @@
 #include "services/gpu-worker/ops/cuda/delta_cuda.h"
+#include "services/gpu-worker/ops/cuda/delta_norm.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
@@ -106,29 +107,6 @@ __device__ float4 Update(const RowInputs<kRows>& in, float (&state)[kRows][4]) {
   return {out[0], out[1], out[2], out[3]};
 }
 
-// The gated norm of one head of one row, by one warp: lane l has columns 4 l .. 4 l + 3.
-__device__ void NormHead(const DeltaArgs& args, int head, int64_t row, const float* from) {
-  const DeltaShape& shape = args.shape;
-  const int dv = shape.value_dim, share = shape.value_heads / shape.key_heads;
-  const int64_t group = 2 * shape.key_dim + 2 * share * dv;
-  const float* const z = args.qkvz + (row * shape.key_heads + head / share) * group +
-                         2 * shape.key_dim + (share + head % share) * dv;
-  float* const to = args.out + (row * shape.value_heads + head) * dv;
-  const int column = static_cast<int>(threadIdx.x) % kWarp * 4;
-  float o[4], squares = 0;
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    o[c] = column < dv ? from[column + c] : 0.f;
-    squares += o[c] * o[c];
-  }
-  const float scale = 1 / sqrtf(WarpSum(squares) / static_cast<float>(dv) + args.eps);
-  if (column >= dv) return;
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    to[column + c] = args.norm[column + c] * (o[c] * scale) * SiluOf(z[column + c]);
-  }
-}
-
 // One block owns a head's columns, or a part of them (blockIdx.z), of one sequence (y); each of its
 // warps 8 columns, on its own. The state is in registers from the first row to the last.
 template <int kRows, bool kIsNormed>
@@ -187,7 +165,10 @@ __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKern
   // Norm, of a single row.
   if constexpr (kIsNormed) {
     __syncthreads();  // every warp's columns are in `whole`
-    if (warp == 0) NormHead(args, place.head, first_row, whole);
+    if (warp == 0) {
+      NormHead(shape, {args.qkvz, args.norm, args.eps}, place.head, first_row, whole,
+               args.out + (first_row * shape.value_heads + place.head) * dv);
+    }
   }
 }
 
@@ -196,8 +177,8 @@ __global__ void __launch_bounds__(kWarp) GatedNormKernel(DeltaArgs args) {
   const int64_t row = blockIdx.y;
   if (args.states[row / args.rows.n_rows] == nullptr) return;
   const int head = static_cast<int>(blockIdx.x);
-  NormHead(args, head, row,
-           args.out + (row * args.shape.value_heads + head) * args.shape.value_dim);
+  float* const at = args.out + (row * args.shape.value_heads + head) * args.shape.value_dim;
+  NormHead(args.shape, {args.qkvz, args.norm, args.eps}, head, row, at, at);
 }
 
 template <bool kIsNormed>

@@ -298,7 +298,7 @@ TEST_F(PrefillExpertsTest, NothingToDoIsFineAndWrongShapesAreRefused) {
   EXPECT_EQ(run({.n_rows = 9, .top_k = 2, .width = 64, .inner = 80}, 1), cudaErrorInvalidValue);
   EXPECT_EQ(run({.n_rows = 9, .top_k = 65, .width = 64, .inner = 64}, 1), cudaErrorInvalidValue);
   EXPECT_EQ(run({.n_rows = 9, .top_k = 2, .width = 64, .inner = 64}, 4097), cudaErrorInvalidValue);
-  EXPECT_EQ(GroupPlacesCuda(1, 16385, nullptr, {}, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(GroupPlacesCuda(1, 0, nullptr, {}, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(CombinePlacesCuda(1, 1, 12, nullptr, nullptr, nullptr, nullptr, nullptr),
             cudaErrorInvalidValue);
 }

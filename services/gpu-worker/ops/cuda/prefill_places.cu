@@ -6,8 +6,8 @@
 namespace hearth::worker {
 namespace {
 
-constexpr int kGroupThreads = 1024;
-constexpr int kMaxGroupBytes = 64 << 10;  // of counts: 32 warps' for 512 experts
+constexpr int kGroupThreads = 256, kGroupWarps = kGroupThreads / kWarp;
+constexpr int kExpertsABlock = kGroupWarps;  // the warps sum up one each
 
 struct GroupArgs {
   int n_places;
@@ -16,76 +16,78 @@ struct GroupArgs {
   PlaceGroups groups;
 };
 
-// Calls visit(id, place, peers, is_first) for each of the warp's places; `peers` are the lanes with
-// the same id.
-template <typename Visit>
-__device__ void ForPlaces(const GroupArgs& args, int warp, int n_warps, Visit visit) {
+// Of one value a thread of the block: each becomes the sum of those before it; returns the sum of
+// all. One warp.
+__device__ int ScanCounts(int* counts) {
+  constexpr int kEach = kGroupThreads / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int per_warp = (args.n_places + n_warps * kWarp - 1) / (n_warps * kWarp) * kWarp;
-  const int end = min((warp + 1) * per_warp, args.n_places);
-  for (int first = warp * per_warp; first < end; first += kWarp) {
-    const int place = first + lane;
-    const int id = place < end ? args.ids[place] : -1;
-    const unsigned peers = __match_any_sync(kAllLanes, id);
-    if (id >= 0) visit(id, place, peers, lane);
-    __syncwarp();  // this step's counts are there
-  }
-}
-
-// One block. A warp owns a stretch of places and counts of its own, so that no order is left to
-// chance: count, sum over warps and experts, place.
-__global__ void __launch_bounds__(kGroupThreads)
-    GroupKernel(const __grid_constant__ GroupArgs args) {
-  extern __shared__ int counts[];  // [warps][E]
-  __shared__ int sums[kWarp];
-  const int n_threads = static_cast<int>(blockDim.x), n_warps = n_threads / kWarp;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int n_experts = args.n_experts;
-  for (int i = thread; i < n_warps * n_experts; i += n_threads) counts[i] = 0;
-  __syncthreads();  // zeros are there
-
-  // Count.
-  int* const mine = counts + warp * n_experts;
-  ForPlaces(args, warp, n_warps, [&](int id, int, unsigned peers, int at) {
-    if (at == __ffs(static_cast<int>(peers)) - 1) mine[id] += __popc(peers);
-  });
-  __syncthreads();  // every warp's counts are there
-
-  // Sum: a thread has a stretch of experts.
-  const int share = (n_experts + n_threads - 1) / n_threads;
-  const int begin = thread * share, end = min(begin + share, n_experts);
+  int* const mine = counts + lane * kEach;
   int total = 0;
-  for (int e = begin; e < end; ++e) {
-    for (int w = 0; w < n_warps; ++w) total += counts[w * n_experts + e];
-  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) total += mine[i];
   int sum = total;
 #pragma unroll
   for (int d = 1; d < kWarp; d *= 2) {
     const int below = __shfl_up_sync(kAllLanes, sum, d);
     if (lane >= d) sum += below;
   }
-  if (lane == kWarp - 1) sums[warp] = sum;
-  __syncthreads();  // every warp's sum is there
   int before = sum - total;
-  for (int w = 0; w < warp; ++w) before += sums[w];
-  for (int e = begin; e < end; ++e) {
-    args.groups.offsets[e] = before;
-    for (int w = 0; w < n_warps; ++w) {
-      const int count = counts[w * n_experts + e];
-      counts[w * n_experts + e] = before;
-      before += count;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int count = mine[i];
+    mine[i] = before;
+    before += count;
+  }
+  return __shfl_sync(kAllLanes, sum, kWarp - 1);
+}
+
+// One block owns 8 experts and reads all ids, a thread a stretch of them: it counts those of each
+// expert and those of all experts below, then puts its places behind those of the threads before.
+__global__ void __launch_bounds__(kGroupThreads)
+    GroupKernel(const __grid_constant__ GroupArgs args) {
+  __shared__ int counts[kExpertsABlock + 1][kGroupThreads];  // the last: experts below
+  __shared__ int totals[kExpertsABlock + 1];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
+  const int first_expert = static_cast<int>(blockIdx.x) * kExpertsABlock;
+  const int share = (args.n_places + kGroupThreads - 1) / kGroupThreads;
+  const int begin = min(thread * share, args.n_places), end = min(begin + share, args.n_places);
+
+  // Count.
+#pragma unroll
+  for (int e = 0; e < kExpertsABlock; ++e) counts[e][thread] = 0;
+  int n_below = 0;
+#pragma unroll 4
+  for (int p = begin; p < end; ++p) {
+    const int e = args.ids[p] - first_expert;
+    if (e < 0) ++n_below;
+    if (e >= 0 && e < kExpertsABlock) ++counts[e][thread];
+  }
+  counts[kExpertsABlock][thread] = n_below;
+  __syncthreads();  // every thread's counts are there
+
+  // Sum.
+  totals[warp] = ScanCounts(counts[warp]);
+  if (warp == 0) totals[kExpertsABlock] = ScanCounts(counts[kExpertsABlock]);
+  __syncthreads();  // every sum is there
+
+  // Place. Sums before the block's experts turn into first places.
+  int first[kExpertsABlock + 1];
+  first[0] = totals[kExpertsABlock];
+#pragma unroll
+  for (int e = 0; e < kExpertsABlock; ++e) first[e + 1] = first[e] + totals[e];
+#pragma unroll
+  for (int e = 0; e < kExpertsABlock; ++e) {
+    counts[e][thread] += first[e];
+    if (thread == e && first_expert + e < args.n_experts) {
+      args.groups.offsets[first_expert + e] = first[e];
     }
   }
-  if (thread == 0) args.groups.offsets[n_experts] = args.n_places;
-  __syncthreads();  // every first place is there
-
-  // Place.
-  ForPlaces(args, warp, n_warps, [&](int id, int place, unsigned peers, int at) {
-    const int first = mine[id];
-    args.groups.order[first + __popc(peers & ((1u << at) - 1))] = place;
-    __syncwarp(peers);  // the peers have read `first`
-    if (at == __ffs(static_cast<int>(peers)) - 1) mine[id] = first + __popc(peers);
-  });
+  if (blockIdx.x == 0 && thread == 0) args.groups.offsets[args.n_experts] = args.n_places;
+#pragma unroll 4
+  for (int p = begin; p < end; ++p) {
+    const int e = args.ids[p] - first_expert;
+    if (e >= 0 && e < kExpertsABlock) args.groups.order[counts[e][thread]++] = p;
+  }
 }
 
 constexpr int kCombineThreads = 256;
@@ -131,18 +133,9 @@ __global__ void __launch_bounds__(kCombineThreads)
 
 cudaError_t GroupPlacesCuda(int n_places, int n_experts, const int32_t* ids,
                             const PlaceGroups& groups, cudaStream_t stream) {
-  if (n_places < 0 || n_experts < 1 || n_experts * 4 > kMaxGroupBytes) {
-    return cudaErrorInvalidValue;
-  }
-  int n_warps = kGroupThreads / kWarp;
-  while (n_warps * n_experts * 4 > kMaxGroupBytes) n_warps /= 2;
-  const int bytes = n_warps * n_experts * 4;
-  const cudaError_t error =
-      cudaFuncSetAttribute(reinterpret_cast<const void*>(GroupKernel),
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
-  GroupKernel<<<1, static_cast<unsigned>(n_warps * kWarp), static_cast<size_t>(bytes), stream>>>(
-      {n_places, n_experts, ids, groups});
+  if (n_places < 0 || n_experts < 1) return cudaErrorInvalidValue;
+  const auto n_blocks = static_cast<unsigned>((n_experts + kExpertsABlock - 1) / kExpertsABlock);
+  GroupKernel<<<n_blocks, kGroupThreads, 0, stream>>>({n_places, n_experts, ids, groups});
   return cudaGetLastError();
 }
 
