@@ -1,5 +1,6 @@
 #include "services/gpu-worker/ops/cuda/attention_cuda.h"
 #include "services/gpu-worker/ops/cuda/kv_pages.cuh"
+#include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
@@ -126,6 +127,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) AttendStretchKernel(AttentionAr
   __shared__ float largest[kWarps][kQueries], total[kWarps][kQueries];
   __shared__ float acc[kWarps][kQueries][kHead];
 
+  JoinChain();
   const int64_t row = blockIdx.z;
   const int64_t n_seen = args.positions[row] + 1;  // 0 or less of an idle row
   const int64_t stretch = StretchOf(n_seen), begin = int64_t{blockIdx.x} * stretch;
@@ -200,6 +202,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) AttendStretchKernel(AttentionAr
 // in order.
 __global__ void MergeKernel(AttentionArgs args) {
   __shared__ float weights[kMaxStretches];
+  JoinChain();
   const int64_t row = blockIdx.y;
   const int64_t n_seen = args.positions[row] + 1;
   if (n_seen <= 0) return;
@@ -237,22 +240,13 @@ int64_t PartsFor(int64_t max_positions) {
 }
 
 template <typename T>
-void LaunchStretches(const AttentionArgs& args, dim3 grid, cudaStream_t stream) {
-  constexpr int kThreads = kWarps * kWarp;
-  switch (args.shape.head_dim) {
-    case 32:
-      AttendStretchKernel<T, 1><<<grid, kThreads, 0, stream>>>(args);
-      break;
-    case 64:
-      AttendStretchKernel<T, 2><<<grid, kThreads, 0, stream>>>(args);
-      break;
-    case 128:
-      AttendStretchKernel<T, 4><<<grid, kThreads, 0, stream>>>(args);
-      break;
-    default:
-      AttendStretchKernel<T, 8><<<grid, kThreads, 0, stream>>>(args);
-      break;
-  }
+cudaError_t LaunchStretches(const AttentionArgs& args, dim3 grid, cudaStream_t stream) {
+  const int d = args.shape.head_dim;
+  auto* const kernel = d == 32    ? AttendStretchKernel<T, 1>
+                       : d == 64  ? AttendStretchKernel<T, 2>
+                       : d == 128 ? AttendStretchKernel<T, 4>
+                                  : AttendStretchKernel<T, 8>;
+  return Launch(kernel, {.grid = grid, .threads = kWarps * kWarp, .stream = stream}, args);
 }
 
 }  // namespace
@@ -280,15 +274,13 @@ cudaError_t AttentionCuda(const AttentionShape& shape, const SequenceRows& rows,
   const int groups = (share + kQueries - 1) / kQueries;
   const dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(shape.n_kv_heads * groups),
                   static_cast<unsigned>(rows.total()));
-  if (kv.type == KvType::kF32) {
-    LaunchStretches<float>(args, grid, stream);
-  } else {
-    LaunchStretches<__nv_bfloat16>(args, grid, stream);
-  }
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  MergeKernel<<<dim3(static_cast<unsigned>(shape.n_heads), static_cast<unsigned>(rows.total())),
-                static_cast<unsigned>(d), 0, stream>>>(args);
-  return cudaGetLastError();
+  const cudaError_t error = kv.type == KvType::kF32
+                                ? LaunchStretches<float>(args, grid, stream)
+                                : LaunchStretches<__nv_bfloat16>(args, grid, stream);
+  if (error != cudaSuccess) return error;
+  const dim3 heads(static_cast<unsigned>(shape.n_heads), static_cast<unsigned>(rows.total()));
+  return Launch(MergeKernel, {.grid = heads, .threads = static_cast<unsigned>(d), .stream = stream},
+                args);
 }
 
 }  // namespace hearth::worker

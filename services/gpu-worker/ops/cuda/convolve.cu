@@ -1,4 +1,5 @@
 #include "services/gpu-worker/ops/cuda/delta_cuda.h"
+#include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
@@ -64,8 +65,6 @@ __device__ void WriteGates(const ConvolveArgs& args, int value_head, int64_t row
 template <int kPerLane>
 __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
   static_assert(kPerLane >= 1 && kPerLane <= 8);
-  float* const history = args.histories[blockIdx.y];
-  if (history == nullptr) return;
   const int lane = static_cast<int>(threadIdx.x);
   const DeltaShape& shape = args.shape;
   const Unit unit = UnitOf(shape, static_cast<int>(blockIdx.x));
@@ -79,27 +78,37 @@ __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
   const int n_past = args.weights.width - 1;
   const float* const input = args.qkvz + first_row * row_size + unit.from;
 
+  // The weights, while earlier kernels end.
+  float kernel[kPerLane][kMaxWidth];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int channel = lane + i * kWarp;
+#pragma unroll
+    for (int w = 0; w < kMaxWidth; ++w) {
+      const int tap = w - (kPast - n_past);
+      kernel[i][w] = channel < unit.width && tap >= 0
+                         ? args.weights.kernel[tap * channels + unit.to + channel]
+                         : 0.f;
+    }
+  }
+  JoinChain();
+  float* const history = args.histories[blockIdx.y];
+  if (history == nullptr) return;
+
   // Input of row t of the sequence, which may be one before its first.
   const auto input_at = [&](int t, int channel) {
     if (t >= 0) return input[t * row_size + channel];
     return t + n_past >= 0 ? history[(t + n_past) * channels + unit.to + channel] : 0.f;
   };
 
-  // The weights and the window before the first row.
-  float kernel[kPerLane][kMaxWidth], window[kPerLane][kPast];
+  // The window before the first row.
+  float window[kPerLane][kPast];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int channel = lane + i * kWarp;
-    const bool is_mine = channel < unit.width;
-#pragma unroll
-    for (int w = 0; w < kMaxWidth; ++w) {
-      const int tap = w - (kPast - n_past);
-      kernel[i][w] =
-          is_mine && tap >= 0 ? args.weights.kernel[tap * channels + unit.to + channel] : 0.f;
-    }
 #pragma unroll
     for (int p = 0; p < kPast; ++p) {
-      window[i][p] = is_mine ? input_at(begin + p - kPast, channel) : 0.f;
+      window[i][p] = channel < unit.width ? input_at(begin + p - kPast, channel) : 0.f;
     }
   }
 
@@ -158,14 +167,10 @@ cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
                   static_cast<unsigned>(rows.n_sequences),
                   static_cast<unsigned>((rows.n_rows + kRowsAWarp - 1) / kRowsAWarp));
   const ConvolveArgs args{shape, rows, weights, qkvz, ba, histories, to};
-  if (widest <= kWarp) {
-    ConvolveKernel<1><<<grid, kWarp, 0, stream>>>(args);
-  } else if (widest <= 4 * kWarp) {
-    ConvolveKernel<4><<<grid, kWarp, 0, stream>>>(args);
-  } else {
-    ConvolveKernel<8><<<grid, kWarp, 0, stream>>>(args);
-  }
-  return cudaGetLastError();
+  auto* const kernel_for = widest <= kWarp       ? ConvolveKernel<1>
+                           : widest <= 4 * kWarp ? ConvolveKernel<4>
+                                                 : ConvolveKernel<8>;
+  return Launch(kernel_for, {.grid = grid, .threads = kWarp, .stream = stream}, args);
 }
 
 }  // namespace hearth::worker

@@ -52,9 +52,11 @@ cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
 //   out     [S n, Hv, dv]  float: norm * o / sqrt(mean(o^2) + eps) * silu(z)
 //
 // Requires dk <= 128, dv a multiple of 4 and at most 128. No two states may alias. A state is read
-// once and written once a launch. `parts` cuts the columns of a head among that many blocks (0: the
-// default), with the same result. With more than one part or row the norm is a second launch.
-// Bytes: 8 S Hv dk dv + 4 S n (channels + 2 Hv dv + 2 Hv); operations: 8 S n Hv dk dv.
+// once and written once a launch. It is read before the kernel in front has ended, so that between
+// two launches that update one state there must be another kernel: ConvolveCuda, say. `parts` cuts
+// the columns of a head among that many blocks (0: the default), with the same result. With more
+// than one part or row the norm is a second launch. Bytes: 8 S Hv dk dv + 4 S n (channels + 2 Hv dv
+// + 2 Hv); operations: 8 S n Hv dk dv.
 cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows, const DeltaInputs& in,
                           const float* qkvz, const float* norm, float eps, float* const* states,
                           float* out, int parts, cudaStream_t stream);

@@ -1,5 +1,6 @@
 #include "services/gpu-worker/ops/cuda/delta_cuda.h"
 #include "services/gpu-worker/ops/cuda/delta_norm.cuh"
+#include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
@@ -113,8 +114,9 @@ template <int kRows, bool kIsNormed>
 __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKernel(DeltaArgs args) {
   static_assert(kRows >= 1 && kRows * kGroups <= kMaxDim);
   __shared__ float whole[kMaxDim];  // a head's output, for the norm
-  float* const states = args.states[blockIdx.y];
-  if (states == nullptr) return;
+  // Past the L1: written by kernels before the one in front, which may not have ended.
+  float* const states = reinterpret_cast<float*>(
+      __ldcg(reinterpret_cast<const unsigned long long*>(args.states + blockIdx.y)));
   const DeltaShape& shape = args.shape;
   const int dk = shape.key_dim, dv = shape.value_dim;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -123,21 +125,25 @@ __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKern
   const Place place{.head = static_cast<int>(blockIdx.x),
                     .group = lane / kColumnLanes,
                     .column = first_column + warp * kColumnsAWarp + lane % kColumnLanes * 4};
-  const bool is_mine = place.column < dv;
+  const bool is_mine = states != nullptr && place.column < dv;
   const int n_rows = args.rows.n_rows;
   const int64_t first_row = int64_t{blockIdx.y} * n_rows;
 
-  // Read the state.
-  RowInputs<kRows> next = Load<kRows>(args, place, first_row);
+  // Read the state, while earlier kernels end.
   float* const home = states + int64_t{place.head} * dk * dv + place.column;
   float state[kRows][4];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int i = place.group + r * kGroups;
-    const float4 row = is_mine && i < dk ? *reinterpret_cast<const float4*>(home + int64_t{i} * dv)
-                                         : float4{0, 0, 0, 0};
+    const float4 row = is_mine && i < dk
+                           ? __ldcg(reinterpret_cast<const float4*>(home + int64_t{i} * dv))
+                           : float4{0, 0, 0, 0};
     state[r][0] = row.x, state[r][1] = row.y, state[r][2] = row.z, state[r][3] = row.w;
   }
+
+  JoinChain();
+  if (states == nullptr) return;  // the whole block
+  RowInputs<kRows> next = Load<kRows>(args, place, first_row);
 
   // Row after row, the next one's inputs on their way.
   for (int t = 0; t < n_rows; ++t) {
@@ -175,6 +181,7 @@ __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKern
 // One warp (and block) a head of a row; in place.
 __global__ void __launch_bounds__(kWarp) GatedNormKernel(DeltaArgs args) {
   const int64_t row = blockIdx.y;
+  JoinChain();
   if (args.states[row / args.rows.n_rows] == nullptr) return;
   const int head = static_cast<int>(blockIdx.x);
   float* const at = args.out + (row * args.shape.value_heads + head) * args.shape.value_dim;
@@ -182,19 +189,15 @@ __global__ void __launch_bounds__(kWarp) GatedNormKernel(DeltaArgs args) {
 }
 
 template <bool kIsNormed>
-cudaError_t Launch(const DeltaArgs& args, int parts, int warps, cudaStream_t stream) {
+cudaError_t LaunchRule(const DeltaArgs& args, int parts, int warps, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(args.shape.value_heads),
                   static_cast<unsigned>(args.rows.n_sequences), static_cast<unsigned>(parts));
   const auto threads = static_cast<unsigned>(warps * kWarp);
   const int rows = (args.shape.key_dim + kGroups - 1) / kGroups;
-  if (rows <= 2) {
-    DeltaRuleKernel<2, kIsNormed><<<grid, threads, 0, stream>>>(args);
-  } else if (rows <= 4) {
-    DeltaRuleKernel<4, kIsNormed><<<grid, threads, 0, stream>>>(args);
-  } else {
-    DeltaRuleKernel<8, kIsNormed><<<grid, threads, 0, stream>>>(args);
-  }
-  return cudaGetLastError();
+  auto* const kernel = rows <= 2   ? DeltaRuleKernel<2, kIsNormed>
+                       : rows <= 4 ? DeltaRuleKernel<4, kIsNormed>
+                                   : DeltaRuleKernel<8, kIsNormed>;
+  return Launch(kernel, {.grid = grid, .threads = threads, .stream = stream}, args);
 }
 
 }  // namespace
@@ -214,13 +217,13 @@ cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows, con
   const int wanted = parts == 0 ? kDefaultParts : parts;
   const int warps = (all_warps + wanted - 1) / wanted;
   const int n_parts = (all_warps + warps - 1) / warps;
-  if (n_parts == 1 && rows.n_rows == 1) return Launch<true>(args, n_parts, warps, stream);
-  if (const cudaError_t error = Launch<false>(args, n_parts, warps, stream); error != cudaSuccess) {
+  if (n_parts == 1 && rows.n_rows == 1) return LaunchRule<true>(args, n_parts, warps, stream);
+  if (const cudaError_t error = LaunchRule<false>(args, n_parts, warps, stream);
+      error != cudaSuccess) {
     return error;
   }
   const dim3 grid(static_cast<unsigned>(shape.value_heads), static_cast<unsigned>(rows.total()));
-  GatedNormKernel<<<grid, kWarp, 0, stream>>>(args);
-  return cudaGetLastError();
+  return Launch(GatedNormKernel, {.grid = grid, .threads = kWarp, .stream = stream}, args);
 }
 
 }  // namespace hearth::worker

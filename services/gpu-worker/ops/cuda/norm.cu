@@ -1,3 +1,4 @@
+#include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/norm_cuda.h"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
@@ -14,8 +15,8 @@ __device__ float4 operator*(float4 a, float b) { return {a.x * b, a.y * b, a.z *
 // One block a row. Thread i owns the float4s i, i + kThreads, ... and keeps them in registers.
 template <int kVectors>
 __global__ void __launch_bounds__(kThreads)
-    AddRmsNormKernel(int width, float* __restrict__ x, ResidualTerms terms,
-                     const float* __restrict__ weight, float eps, float* __restrict__ h) {
+    AddRmsNormKernel(int width, float* x, ResidualTerms terms, const float* __restrict__ weight,
+                     float eps, float* h) {
   static_assert(kVectors >= 1 && kVectors <= 4);
   __shared__ float sums[kThreads / kWarp];
   const int n_vectors = width / 4;
@@ -23,6 +24,16 @@ __global__ void __launch_bounds__(kThreads)
   float4* const x4 = reinterpret_cast<float4*>(x) + row;
   const float4* const delta4 = reinterpret_cast<const float4*>(terms.delta) + row;
   const float4* const shared4 = reinterpret_cast<const float4*>(terms.shared) + row;
+
+  // The weights, while earlier kernels end.
+  const float4* const weight4 = reinterpret_cast<const float4*>(weight);
+  float4 scales[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
+    if (at < n_vectors && h != nullptr) scales[i] = weight4[at];
+  }
+  JoinChain();
 
   // Add.
   const float gate = terms.shared != nullptr ? SigmoidOf(terms.gate[blockIdx.x]) : 0;
@@ -44,12 +55,11 @@ __global__ void __launch_bounds__(kThreads)
   // Norm.
   const float mean = BlockSum(squares, sums) / static_cast<float>(width);
   const float scale = 1 / sqrtf(mean + eps);
-  const float4* const weight4 = reinterpret_cast<const float4*>(weight);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int at = static_cast<int>(threadIdx.x) + i * kThreads;
     if (at >= n_vectors) continue;
-    const float4 w = weight4[at], v = mine[i] * scale;
+    const float4 w = scales[i], v = mine[i] * scale;
     reinterpret_cast<float4*>(h)[row + at] = {v.x * (1 + w.x), v.y * (1 + w.y), v.z * (1 + w.z),
                                               v.w * (1 + w.w)};
   }
@@ -64,17 +74,12 @@ cudaError_t AddRmsNormCuda(int n_rows, int width, float* x, const ResidualTerms&
   }
   if (terms.shared != nullptr && terms.gate == nullptr) return cudaErrorInvalidValue;
   if (n_rows == 0) return cudaSuccess;
-  const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(n_rows), kThreads, 0, stream>>>(width, x, terms, weight, eps, h);
-  };
-  if (width <= 4 * kThreads) {
-    launch(AddRmsNormKernel<1>);
-  } else if (width <= 8 * kThreads) {
-    launch(AddRmsNormKernel<2>);
-  } else {
-    launch(AddRmsNormKernel<4>);
-  }
-  return cudaGetLastError();
+  const LaunchShape shape = {
+      .grid = dim3(static_cast<unsigned>(n_rows)), .threads = kThreads, .stream = stream};
+  auto* const kernel = width <= 4 * kThreads   ? AddRmsNormKernel<1>
+                       : width <= 8 * kThreads ? AddRmsNormKernel<2>
+                                               : AddRmsNormKernel<4>;
+  return Launch(kernel, shape, width, x, terms, weight, eps, h);
 }
 
 }  // namespace hearth::worker

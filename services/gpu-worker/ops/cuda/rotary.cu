@@ -1,5 +1,6 @@
 #include "services/gpu-worker/ops/cuda/attention_cuda.h"
 #include "services/gpu-worker/ops/cuda/kv_pages.cuh"
+#include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
@@ -68,6 +69,7 @@ __device__ void NormAndRotate(const RotaryArgs& args, const float* norm, int64_t
 template <typename T>
 __global__ void __launch_bounds__(kWarp) RotateAndStoreKernel(RotaryArgs args) {
   __shared__ float shared[kMaxDim];
+  JoinChain();
   const int64_t row = blockIdx.y;
   const int64_t position = args.positions[row];
   if (position < 0) return;
@@ -125,12 +127,9 @@ cudaError_t RotateAndStoreCuda(const AttentionShape& shape, const SequenceRows& 
   const dim3 grid(static_cast<unsigned>(shape.n_heads + 2 * shape.n_kv_heads),
                   static_cast<unsigned>(rows.total()));
   const RotaryArgs args{shape, rows, norms, rotary, positions, query_gate, k, v, kv, q};
-  if (kv.type == KvType::kF32) {
-    RotateAndStoreKernel<float><<<grid, kWarp, 0, stream>>>(args);
-  } else {
-    RotateAndStoreKernel<__nv_bfloat16><<<grid, kWarp, 0, stream>>>(args);
-  }
-  return cudaGetLastError();
+  auto* const kernel =
+      kv.type == KvType::kF32 ? RotateAndStoreKernel<float> : RotateAndStoreKernel<__nv_bfloat16>;
+  return Launch(kernel, {.grid = grid, .threads = kWarp, .stream = stream}, args);
 }
 
 }  // namespace hearth::worker

@@ -1,5 +1,6 @@
 #include <climits>
 
+#include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/router_cuda.h"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
@@ -20,9 +21,10 @@ __device__ float ValueOf(unsigned key) {
 // One warp (and block) a row. Lane l owns experts l, l + 32, l + 64, ...
 template <int kPerLane>
 __global__ void __launch_bounds__(kWarp)
-    RouteKernel(RouterShape shape, bool normalise, const float* __restrict__ logits,
-                int32_t* __restrict__ ids, float* __restrict__ weights) {
+    RouteKernel(RouterShape shape, bool normalise, const float* logits, int32_t* ids,
+                float* weights) {
   static_assert(kPerLane >= 1 && kPerLane <= 32);
+  JoinChain();
   const int lane = static_cast<int>(threadIdx.x);
   const int64_t row = blockIdx.x;
 
@@ -78,18 +80,13 @@ cudaError_t RouteCuda(const RouterShape& shape, bool normalise, const float* log
     return cudaErrorInvalidValue;
   }
   if (shape.n_rows == 0) return cudaSuccess;
-  const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(shape.n_rows), kWarp, 0, stream>>>(shape, normalise, logits, ids,
-                                                                      weights);
-  };
-  if (shape.n_experts <= 4 * kWarp) {
-    launch(RouteKernel<4>);
-  } else if (shape.n_experts <= 16 * kWarp) {
-    launch(RouteKernel<16>);
-  } else {
-    launch(RouteKernel<32>);
-  }
-  return cudaGetLastError();
+  auto* const kernel = shape.n_experts <= 4 * kWarp    ? RouteKernel<4>
+                       : shape.n_experts <= 16 * kWarp ? RouteKernel<16>
+                                                       : RouteKernel<32>;
+  return Launch(
+      kernel,
+      {.grid = dim3(static_cast<unsigned>(shape.n_rows)), .threads = kWarp, .stream = stream},
+      shape, normalise, logits, ids, weights);
 }
 
 }  // namespace hearth::worker
