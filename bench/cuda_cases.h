@@ -25,6 +25,9 @@ using CudaCases = std::vector<CudaCase>;
 // Device-to-device copies: the rate that all others are measured by. The first case added.
 void AddCopyCase(CudaCases* cases);
 void AddLinearCases(CudaCases* cases);
+void AddDecodeCases(CudaCases* cases);
+void AddExpertCases(CudaCases* cases);
+void AddLayerCases(CudaCases* cases);
 void AddMixerCases(CudaCases* cases);
 void AddPrefillCases(CudaCases* cases);
 void AddPrefillMixerCases(CudaCases* cases);
@@ -33,5 +36,8 @@ void AddPrefillMixerCases(CudaCases* cases);
 // has too little.
 std::shared_ptr<void> RandomDeviceBits(size_t bytes);
 std::shared_ptr<float> RandomDeviceFloats(size_t n, float size = 1);
+// Scales of tiles, and bf16 values: random bits alone would hold infinities.
+std::shared_ptr<void> DeviceScales(size_t n);
+std::shared_ptr<void> DeviceBf16(size_t n);
 
 }  // namespace hearth::bench

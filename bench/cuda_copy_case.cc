@@ -4,6 +4,7 @@
 #include <random>
 
 #include "bench/cuda_cases.h"
+#include "common/tensor/linear.h"
 
 namespace hearth::bench {
 namespace {
@@ -22,12 +23,26 @@ std::shared_ptr<void> DeviceCopy(const void* host, size_t bytes) {
   return owner;
 }
 
+// Values that differ from `bits` in what `mask` lets vary.
+std::shared_ptr<void> DeviceHalves(size_t n, uint16_t bits, uint16_t mask) {
+  std::vector<uint16_t> values(n);
+  std::minstd_rand random(4);
+  for (uint16_t& value : values) value = static_cast<uint16_t>(bits ^ ((random() >> 8) & mask));
+  return DeviceCopy(values.data(), n * 2);
+}
+
 }  // namespace
+
+std::shared_ptr<void> DeviceScales(size_t n) { return DeviceHalves(n, F32ToF16(0.02f), 0x1ff); }
+std::shared_ptr<void> DeviceBf16(size_t n) { return DeviceHalves(n, F32ToBF16(0.02f), 0x807f); }
 
 std::shared_ptr<void> RandomDeviceBits(size_t bytes) {
   std::vector<uint64_t> words((bytes + 7) / 8);
-  std::mt19937_64 random(1);
-  for (uint64_t& word : words) word = random();
+  uint64_t random = 1;
+  for (uint64_t& word : words) {
+    random = random * 6364136223846793005u + 1442695040888963407u;
+    word = random ^ random >> 33;
+  }
   return DeviceCopy(words.data(), words.size() * 8);
 }
 

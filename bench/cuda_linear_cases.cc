@@ -1,17 +1,13 @@
-// The linear layers and experts of a decode step of the 80B model.
+// The float32 linear layers of a decode step of the 80B model.
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "bench/cuda_cases.h"
 #include "common/tensor/tiled.h"
 #include "services/gpu-worker/ops/cuda/dequantise.h"
-#include "services/gpu-worker/ops/cuda/experts.h"
 #include "services/gpu-worker/ops/cuda/linear.h"
 
 namespace hearth::bench {
@@ -21,24 +17,6 @@ using worker::DeviceMatrix;
 
 // Together larger than any L2.
 constexpr double kRotatedBytes = 400e6;
-constexpr int kWidth = 2048, kInner = 512, kTopK = 10;
-
-// Scales, and bf16 values, that differ from `bits` in what `mask` lets vary: random bits alone
-// would hold infinities.
-std::shared_ptr<void> DeviceHalves(size_t n, uint16_t bits, uint16_t mask) {
-  std::vector<uint16_t> values(n);
-  std::minstd_rand random(4);
-  for (uint16_t& value : values) value = static_cast<uint16_t>(bits ^ ((random() >> 8) & mask));
-  void* data = nullptr;
-  if (cudaMalloc(&data, n * 2) != cudaSuccess ||
-      cudaMemcpy(data, values.data(), n * 2, cudaMemcpyHostToDevice) != cudaSuccess) {
-    std::fprintf(stderr, "no memory for a case\n");
-    std::exit(1);
-  }
-  return {data, [](void* at) { cudaFree(at); }};
-}
-std::shared_ptr<void> DeviceScales(size_t n) { return DeviceHalves(n, F32ToF16(0.02f), 0x1ff); }
-std::shared_ptr<void> DeviceBf16(size_t n) { return DeviceHalves(n, F32ToBF16(0.02f), 0x807f); }
 
 worker::Levels Nf4() {
   worker::Levels levels;
@@ -112,52 +90,6 @@ void AddDequantise(int64_t out, int64_t in, CudaCases* cases) {
                     .run = run});
 }
 
-// n_rows tokens that choose 10 of 512 experts each.
-void AddExperts(int n_rows, CudaCases* cases) {
-  constexpr int kExperts = 512, kChoices = 24;
-  constexpr int64_t kCodes = int64_t{kWidth} * kInner / 2, kScales = kCodes / 16;
-  worker::ExpertsShape shape{
-      .n_rows = n_rows, .top_k = kTopK, .width = kWidth, .inner = kInner, .levels = Nf4()};
-  // Scales and factors lie beside the slots, so that random codes can be made in one go: offsets
-  // need not stay within a slot's codes.
-  constexpr int64_t kSlot = 3 * (kCodes + kScales) + 4096;
-  shape.gate = {.data = 4096, .scales = 4096 + 3 * kCodes, .factor = 0};
-  shape.up = {.data = 4096 + kCodes, .scales = shape.gate.scales + kScales, .factor = 4};
-  shape.down = {.data = 4096 + 2 * kCodes, .scales = shape.up.scales + kScales, .factor = 8};
-  const auto slots = RandomDeviceBits(size_t{kExperts} * kSlot);
-  auto* base = static_cast<uint8_t*>(slots.get());
-  const std::vector<uint16_t> scales(3 * kScales / 2, F32ToF16(0.02f));
-  const float factors[] = {1, 1, 1};
-  for (int e = 0; e < kExperts; ++e) {
-    cudaMemcpy(base + e * kSlot, factors, sizeof(factors), cudaMemcpyHostToDevice);
-    cudaMemcpy(base + e * kSlot + shape.gate.scales, scales.data(), scales.size() * 2,
-               cudaMemcpyHostToDevice);
-  }
-  std::mt19937 random(3);
-  std::vector<worker::ExpertPlace> places;
-  for (int p = 0; p < kChoices * n_rows * kTopK; ++p) {
-    places.push_back({.slot = base + random() % kExperts * kSlot, .weight = 0.1f});
-  }
-  const auto table = RandomDeviceBits(places.size() * sizeof(places[0]));
-  cudaMemcpy(table.get(), places.data(), places.size() * sizeof(places[0]), cudaMemcpyHostToDevice);
-  const auto h = RandomDeviceFloats(static_cast<size_t>(n_rows) * kWidth);
-  const auto act = RandomDeviceFloats(static_cast<size_t>(n_rows) * kTopK * kInner);
-  const auto out = RandomDeviceFloats(static_cast<size_t>(n_rows) * kWidth);
-  double touched = kExperts;  // 512 (1 - (511/512)^places) distinct ones
-  for (int i = 0; i < n_rows * kTopK; ++i) touched *= 1 - 1.0 / kExperts;
-  const auto run = [=](int i, cudaStream_t stream) {
-    const auto* chosen = static_cast<const worker::ExpertPlace*>(table.get()) +
-                         int64_t{i % kChoices} * n_rows * kTopK;
-    return worker::ExpertsCuda(shape, chosen, h.get(), act.get(), out.get(), stream);
-  };
-  cases->push_back(
-      {.op = "experts nf4",
-       .shape = "10 of 512 x " + std::to_string(n_rows),
-       .bytes = (kExperts - touched) * 3 * (kCodes + kScales),
-       .flops = 6.0 * kWidth * kInner * n_rows * kTopK,
-       .run = [=, kept = slots](int i, cudaStream_t stream) { return run(i, stream); }});
-}
-
 }  // namespace
 
 void AddLinearCases(CudaCases* cases) {
@@ -172,7 +104,6 @@ void AddLinearCases(CudaCases* cases) {
     AddLinear(WeightKind::kBF16, 64, 2048, n, cases);        // beta and alpha
     AddLinear(WeightKind::kBF16, 12288, 2048, n, cases);
   }
-  for (const int n : {1, 2, 4, 8}) AddExperts(n, cases);
   AddDequantise(12288, 2048, cases);
 }
 

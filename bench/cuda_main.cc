@@ -86,7 +86,10 @@ struct CaseGroup {
   const char* name;
   void (*add)(CudaCases* cases);
 };
-constexpr CaseGroup kGroups[] = {{"decode linear", AddLinearCases},
+constexpr CaseGroup kGroups[] = {{"float linears", AddLinearCases},
+                                 {"decode linears", AddDecodeCases},
+                                 {"experts", AddExpertCases},
+                                 {"decode layers", AddLayerCases},
                                  {"mixer", AddMixerCases},
                                  {"prefill", AddPrefillCases},
                                  {"prefill mixer", AddPrefillMixerCases}};

@@ -60,6 +60,29 @@ inline std::vector<Product> ProductsInDouble(const LinearRef& ref, const float* 
   return products;
 }
 
+// The integer kernels' scheme (fast_ops.h), for the same sums in double: a matrix's levels, and n
+// values of its input, as the integers stand for them.
+inline LinearRef WithRoundedLevels(LinearRef ref) {
+  const IntegerLevels rounded = RoundLevels(ref.levels);
+  if (ref.kind != WeightKind::kTiled4) return ref;
+  for (size_t i = 0; i < 16; ++i) {
+    ref.levels[i] = static_cast<float>(rounded.integers[i]) / rounded.scale;
+  }
+  return ref;
+}
+inline std::vector<float> RoundedToInt8(const float* x, int64_t n) {
+  std::vector<float> rounded(static_cast<size_t>(n));
+  for (int64_t first = 0; first < n; first += kTileColumns) {
+    float top = 0;
+    for (int64_t i = first; i < first + kTileColumns; ++i) top = std::max(top, std::abs(x[i]));
+    const float inverse = top > 0 ? 127 / top : 0;
+    for (int64_t i = first; i < first + kTileColumns; ++i) {
+      rounded[static_cast<size_t>(i)] = std::nearbyint(x[i] * inverse) * (top / 127);
+    }
+  }
+  return rounded;
+}
+
 inline Levels LevelsOf(const LinearRef& ref) {
   Levels levels;
   std::copy(ref.levels.begin(), ref.levels.end(), levels.values);

@@ -1,0 +1,195 @@
+// All kernels of a decode step's layers in their order: three of a delta net and one of attention,
+// as the 80B model repeats them, each with weights of its own. Each kernel reads what the one in
+// front of it wrote, as a step's do; the numbers themselves mean nothing.
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bench/cuda_cases.h"
+#include "bench/cuda_experts.h"
+#include "bench/cuda_matrices.h"
+#include "common/tensor/tiled.h"
+#include "services/gpu-worker/ops/cuda/attention_cuda.h"
+#include "services/gpu-worker/ops/cuda/chained_launches.h"
+#include "services/gpu-worker/ops/cuda/decode_experts.h"
+#include "services/gpu-worker/ops/cuda/delta_cuda.h"
+#include "services/gpu-worker/ops/cuda/norm_cuda.h"
+#include "services/gpu-worker/ops/cuda/router_cuda.h"
+
+namespace hearth::bench {
+namespace {
+
+constexpr worker::DeltaShape kDelta{
+    .key_heads = 16, .value_heads = 32, .key_dim = 128, .value_dim = 128};
+constexpr worker::AttentionShape kAttention{.n_heads = 16, .n_kv_heads = 2, .head_dim = 256};
+constexpr int kWidth = kExpertWidth, kPlaces = kTopK + 1, kPageTokens = 16, kConvolution = 4;
+constexpr int kQkvz = 12288, kQueryGate = 8192, kKv = 512, kLayers = 4;
+constexpr float kEps = 1e-6f;
+
+#define RETURN_IF_CUDA_ERROR(expression)    \
+  do {                                      \
+    const cudaError_t error = (expression); \
+    if (error != cudaSuccess) return error; \
+  } while (false)
+
+using Floats = std::shared_ptr<float>;
+Floats Make(int64_t n, float size = 1) { return RandomDeviceFloats(static_cast<size_t>(n), size); }
+
+template <typename T>
+std::shared_ptr<void> OnDevice(const std::vector<T>& values) {
+  const auto data = RandomDeviceBits(values.size() * sizeof(T));
+  cudaMemcpy(data.get(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice);
+  return data;
+}
+
+class Layers {
+ public:
+  Layers(int n_rows, int64_t context) : n_(n_rows), context_(context) {
+    constexpr auto k4 = worker::DecodeKind::kTiled4, kB = worker::DecodeKind::kBf16;
+    const auto matrices = [](const std::vector<MatrixCase>& all, int64_t in) {
+      std::vector<MatrixCopies> copies;
+      for (const MatrixCase& one : all) copies.emplace_back(one, in, kLayers);
+      return copies;
+    };
+    delta_in_ = matrices({{k4, kQkvz}, {kB, 64}}, kWidth);
+    attention_in_ = matrices({{k4, kQueryGate}, {k4, kKv}, {k4, kKv}}, kWidth);
+    out_ = matrices({{k4, kWidth}}, 4096);
+    router_ = matrices({{kB, kExperts}, {kB, 1}}, kWidth);
+    for (int i = 0; i < kLayers * n_; ++i) {
+      state_pointers_.push_back(state_.get() + int64_t{i} * 32 * 128 * 128);
+      history_pointers_.push_back(history_.get() + int64_t{i} * 3 * kDelta.channels());
+    }
+    const auto pages = static_cast<int>((context + kPageTokens - 1) / kPageTokens);
+    std::vector<int32_t> table;
+    for (int i = 0; i < n_ * pages; ++i) table.push_back(i);
+    const size_t pool = size_t{1} * static_cast<size_t>(n_ * pages * kPageTokens * kKv);
+    states_ = OnDevice(state_pointers_), histories_ = OnDevice(history_pointers_);
+    table_ = OnDevice(table);
+    keys_ = DeviceBf16(pool), values_ = DeviceBf16(pool);
+    positions_ = OnDevice(std::vector<int64_t>(static_cast<size_t>(n_), context - 1));
+    std::vector<double> frequencies;
+    for (int j = 0; j < 32; ++j) frequencies.push_back(std::pow(1e7, -j / 32.0));
+    frequencies_ = OnDevice(frequencies);
+    kv_ = {worker::KvType::kBf16,
+           keys_.get(),
+           values_.get(),
+           static_cast<const int32_t*>(table_.get()),
+           pages,
+           kPageTokens};
+    scratch_ = Make(worker::AttentionScratchFloats(kAttention, n_, context));
+    tables_ = ExpertTables(kTables, n_, kPlaces, kExperts);
+  }
+
+  double bytes() const {
+    const double delta = 17.0 / 32 * kWidth * kQkvz + 2.0 * 64 * kWidth + n_ * 8.0 * 32 * 128 * 128;
+    const double attention = 17.0 / 32 * kWidth * (kQueryGate + 2 * kKv) +
+                             4.0 * n_ * kKv * static_cast<double>(context_);
+    double left = 1;
+    for (int i = 0; i < n_; ++i) left *= 1 - double{kPlaces} / kExperts;
+    const double half =
+        17.0 / 32 * kWidth * 4096 + 2.0 * kExperts * kWidth + kExperts * (1 - left) * kExpertBytes;
+    return 3 * delta + attention + kLayers * half;
+  }
+
+  cudaError_t Run(int i, cudaStream_t stream) const {
+    for (int l = 0; l < kLayers; ++l) RETURN_IF_CUDA_ERROR(RunLayer(i, l, stream));
+    return cudaSuccess;
+  }
+
+ private:
+  static constexpr int kTables = 96;
+
+  cudaError_t Linears(const std::vector<MatrixCopies>& matrices, int layer, const Floats& x,
+                      const std::vector<float*>& y, cudaStream_t stream) const {
+    std::vector<worker::DecodeLinear> linears;
+    for (size_t j = 0; j < matrices.size(); ++j) {
+      linears.push_back(matrices[j].Of(layer, levels_, y[j]));
+    }
+    return worker::DecodeLinearsCuda(linears.data(), static_cast<int>(linears.size()), n_, x.get(),
+                                     stream);
+  }
+
+  cudaError_t RunDelta(int l, cudaStream_t stream) const {
+    RETURN_IF_CUDA_ERROR(Linears(delta_in_, l, h_, {wide_.get(), ba_.get()}, stream));
+    const worker::DeltaInputs inputs{mixed_.get(), decay_.get(), beta_.get()};
+    RETURN_IF_CUDA_ERROR(worker::ConvolveCuda(
+        kDelta, {n_, 1}, {kConvolution, kernel_.get(), a_log_.get(), dt_bias_.get()}, wide_.get(),
+        ba_.get(), static_cast<float* const*>(histories_.get()) + l * n_, inputs, stream));
+    return worker::DeltaRuleCuda(kDelta, {n_, 1}, inputs, wide_.get(), norm_.get(), kEps,
+                                 static_cast<float* const*>(states_.get()) + l * n_, mixer_.get(),
+                                 0, stream);
+  }
+
+  cudaError_t RunAttention(int l, cudaStream_t stream) const {
+    RETURN_IF_CUDA_ERROR(Linears(attention_in_, l, h_, {wide_.get(), k_.get(), v_.get()}, stream));
+    const auto* positions = static_cast<const int64_t*>(positions_.get());
+    RETURN_IF_CUDA_ERROR(worker::RotateAndStoreCuda(
+        kAttention, {n_, 1}, {norm_.get(), norm_.get(), kEps},
+        {static_cast<const double*>(frequencies_.get()), 32, 1}, positions, wide_.get(), k_.get(),
+        v_.get(), kv_, q_.get(), stream));
+    return worker::AttentionCuda(kAttention, {n_, 1}, positions, context_, q_.get(), wide_.get(),
+                                 kv_, scratch_.get(), mixer_.get(), stream);
+  }
+
+  cudaError_t RunLayer(int i, int l, cudaStream_t stream) const {
+    RETURN_IF_CUDA_ERROR(worker::AddRmsNormCuda(n_, kWidth, x_.get(), {.delta = delta_.get()},
+                                                norm_.get(), kEps, h_.get(), stream));
+    RETURN_IF_CUDA_ERROR(l == kLayers - 1 ? RunAttention(l, stream) : RunDelta(l, stream));
+    RETURN_IF_CUDA_ERROR(Linears(out_, l, mixer_, {delta_.get()}, stream));
+    RETURN_IF_CUDA_ERROR(worker::AddRmsNormCuda(n_, kWidth, x_.get(), {.delta = delta_.get()},
+                                                norm_.get(), kEps, h_.get(), stream));
+    RETURN_IF_CUDA_ERROR(Linears(router_, l, h_, {logits_.get(), gate_.get()}, stream));
+    RETURN_IF_CUDA_ERROR(worker::RouteCuda({n_, kExperts, kTopK}, true, logits_.get(),
+                                           static_cast<int32_t*>(ids_.get()), weights_.get(),
+                                           stream));
+    worker::ExpertsShape shape = AllExperts().shape;
+    shape.n_rows = n_, shape.top_k = kPlaces;
+    const auto* places = static_cast<const worker::ExpertPlace*>(tables_.get()) +
+                         int64_t{(i * kLayers + l) % kTables} * n_ * kPlaces;
+    return worker::DecodeExpertsCuda(shape, levels_, places, h_.get(), act_.get(), delta_.get(),
+                                     stream);
+  }
+
+  int n_;
+  int64_t context_;
+  worker::DecodeLevels levels_ = worker::MakeDecodeLevels(kNf4Levels).value();
+  std::vector<MatrixCopies> delta_in_, attention_in_, out_, router_;
+  Floats x_ = Make(n_ * kWidth), h_ = Make(n_ * kWidth), delta_ = Make(n_ * kWidth),
+         norm_ = Make(kWidth), wide_ = Make(n_ * kQkvz), ba_ = Make(n_ * 64),
+         mixed_ = Make(n_ * kDelta.channels()), decay_ = Make(n_ * 32), beta_ = Make(n_ * 32),
+         kernel_ = Make(kConvolution * kDelta.channels(), 0.3f), a_log_ = Make(32),
+         dt_bias_ = Make(32), mixer_ = Make(n_ * 4096), k_ = Make(n_ * kKv), v_ = Make(n_ * kKv),
+         q_ = Make(n_ * 4096), logits_ = Make(n_ * kExperts), gate_ = Make(n_),
+         weights_ = Make(n_ * kTopK), act_ = Make(n_ * kPlaces * kExpertInner),
+         state_ = Make(int64_t{kLayers} * n_ * 32 * 128 * 128, 0.1f),
+         history_ = Make(int64_t{kLayers} * n_ * 3 * kDelta.channels()), scratch_;
+  std::vector<float*> state_pointers_, history_pointers_;
+  std::shared_ptr<void> states_, histories_, table_, keys_, values_, positions_, frequencies_,
+      tables_, ids_ = RandomDeviceBits(static_cast<size_t>(n_ * kTopK) * 4);
+  worker::DeviceKv kv_;
+};
+
+}  // namespace
+
+void AddLayerCases(CudaCases* cases) {
+  for (const int n : {1, 8}) {
+    const auto layers = std::make_shared<Layers>(n, 2048);
+    const std::string shape = "4 at 2048 x " + std::to_string(n);
+    const auto run = [=](int i, cudaStream_t stream) { return layers->Run(i, stream); };
+    const auto wait = [=](int i, cudaStream_t stream) {
+      worker::ChainedLaunches() = false;
+      const cudaError_t error = layers->Run(i, stream);
+      worker::ChainedLaunches() = true;
+      return error;
+    };
+    cases->push_back({.op = "decode layers", .shape = shape, .bytes = layers->bytes(), .run = run});
+    cases->push_back({.op = "decode layers",
+                      .shape = shape + ", unchained",
+                      .bytes = layers->bytes(),
+                      .run = wait});
+  }
+}
+
+}  // namespace hearth::bench

@@ -1,0 +1,40 @@
+// The linear layers of a decode step, by CUDA: up to four matrices times the same few rows in one
+// launch. 4-bit and 8-bit tiles as integers (mma_tile.cuh: the fast CPU backend's arithmetic), bf16
+// in float32. The float32 kernels of linear.h, which round nothing, are the exact ones.
+//
+//   x [n_rows, in] float32, 16-byte aligned, n_rows <= 8; each y [n_rows, out] float32. No
+//   aliasing, but for outputs that are the same for nobody. in % 64 == 0 with tiles, in % 8 == 0
+//   without; at most 24,000 with tiles. Sums over blocks of 64 columns in float32, in an order that
+//   depends on a matrix's shape and the card alone: the same bits whatever the rows beside it and
+//   the matrices beside it. Bytes moved: the weights once, (in + out) * 4 a row. Operations: 2 *
+//   out * in a row.
+//
+// Weights are asked for before earlier kernels have ended: they must not change in the stream.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "services/gpu-worker/ops/cuda/decode_levels.h"
+#include "services/gpu-worker/ops/cuda/linear.h"
+
+namespace hearth::worker {
+
+inline constexpr int kMaxDecodeRows = 8;
+inline constexpr int kMaxDecodeLinears = 4;
+
+enum class DecodeKind { kTiled4, kTiled8, kBf16 };
+
+struct DecodeLinear {
+  DecodeKind kind = DecodeKind::kTiled4;
+  DeviceMatrix weights = {};  // its levels are not read
+  DecodeLevels levels = {};   // kTiled4
+  float* y = nullptr;
+};
+
+// cudaErrorInvalidValue where a requirement is not met; neither allocates nor synchronises.
+cudaError_t DecodeLinearsCuda(const DecodeLinear* linears, int n_linears, int n_rows,
+                              const float* x, cudaStream_t stream);
+
+}  // namespace hearth::worker
