@@ -73,18 +73,22 @@ std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, int n, doub
 absl::StatusOr<SampledToken> Sampler::Sample(const SamplingParams& params,
                                              const TokenCounts& counts, uint64_t position,
                                              std::span<const float> logits) {
-  HEARTH_RETURN_IF_ERROR(CheckLogits(logits));
-  row_.assign(logits.begin(), logits.end());
-  ApplyBiasAndPenalties(params, counts, row_);
-
   SampledToken token;
-  token.id = params.temperature == 0 ? ArgMax(row_) : Draw(params, position);
+  HEARTH_ASSIGN_OR_RETURN(token.id, Choose(params, counts, position, logits));
   if (params.logprobs >= 0) {
     const double log_sum = LogSumExp(logits);
     token.logprob = static_cast<float>(logits[static_cast<size_t>(token.id)] - log_sum);
     token.top = TopLogprobs(logits, params.logprobs, log_sum);
   }
   return token;
+}
+
+absl::StatusOr<int32_t> Sampler::Choose(const SamplingParams& params, const TokenCounts& counts,
+                                        uint64_t position, std::span<const float> logits) {
+  HEARTH_RETURN_IF_ERROR(CheckLogits(logits));
+  row_.assign(logits.begin(), logits.end());
+  ApplyBiasAndPenalties(params, counts, row_);
+  return params.temperature == 0 ? ArgMax(row_) : Draw(params, position);
 }
 
 int32_t Sampler::Draw(const SamplingParams& params, uint64_t position) {

@@ -33,6 +33,12 @@ class Sampler {
   absl::StatusOr<SampledToken> Sample(const SamplingParams& params, const TokenCounts& counts,
                                       uint64_t position, std::span<const float> logits);
 
+  // Its id alone. A guess of the token at `position` is chosen so from the guesser's logits: with
+  // the same draw, so that the nearer the two distributions are, the oftener the tokens are the
+  // same.
+  absl::StatusOr<int32_t> Choose(const SamplingParams& params, const TokenCounts& counts,
+                                 uint64_t position, std::span<const float> logits);
+
  private:
   int32_t Draw(const SamplingParams& params, uint64_t position);
 

@@ -76,6 +76,27 @@ TEST(Sampler, DrawsFollowTheDistribution) {
   EXPECT_GT(ChiSquare(Histogram({.seed = 11}, Logits(p), kDraws), other, kDraws), 20.5);
 }
 
+// Why guesses are chosen with the token's own draw: the likeliest guess would be right as often as
+// the likeliest token comes, 40 % here.
+TEST(Sampler, GuessesFromANearDistributionAreMostlyTheTokenItself) {
+  const auto logits = Logits({0.4, 0.3, 0.15, 0.1, 0.04, 0.01});
+  const auto near = Logits({0.42, 0.27, 0.16, 0.1, 0.03, 0.02});
+  const SamplingParams params = {.top_p = 0.98f, .presence_penalty = 0.5f, .seed = 5};
+  TokenCounts counts;
+  counts.AddOutput(2);
+  Sampler sampler;
+  int n_same = 0;
+  constexpr int kDraws = 2000;
+  for (uint64_t i = 0; i < kDraws; ++i) {
+    const int32_t token = sampler.Sample(params, counts, i, logits)->id;
+    EXPECT_EQ(*sampler.Choose(params, counts, i, logits), token);
+    if (*sampler.Choose(params, counts, i, near) == token) ++n_same;
+  }
+  EXPECT_GT(n_same, kDraws * 9 / 10);
+  EXPECT_THAT(sampler.Choose(params, counts, 0, std::vector<float>{0, NAN}),
+              IsStatus(absl::StatusCode::kDataLoss, HasSubstr("token 1")));
+}
+
 TEST(Sampler, TemperatureIsAPowerOfTheProbabilities) {
   const std::vector<double> p = {0.5, 0.3, 0.2};
   const double sum = 0.25 + 0.09 + 0.04;
