@@ -1,9 +1,11 @@
 #include "services/gpu-worker/scheduler/batch.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "common/base/status.h"
+#include "common/base/status_macros.h"
 
 namespace hearth::worker {
 namespace {
@@ -99,7 +101,7 @@ std::vector<Batch::Planned> Batch::Plan() const {
   for (const auto& sequence : running_) {
     if (sequence->is_parked()) continue;
     if (sequence->is_decoding()) {
-      plan.push_back({sequence.get(), 1});
+      plan.push_back({.sequence = sequence.get(), .n_tokens = 1, .is_decoding = true});
     } else {
       readers.push_back(sequence.get());
       wants.push_back(static_cast<int64_t>(sequence->Unseen().size()));
@@ -111,7 +113,7 @@ std::vector<Batch::Planned> Batch::Plan() const {
       std::max<int64_t>(options_.prefill_chunk, static_cast<int64_t>(readers.size()));
   const std::vector<int> shares = ShareEqually(wants, plan.empty() ? left : std::min(left, chunk));
   for (size_t i = 0; i < readers.size(); ++i) {
-    if (shares[i] > 0) plan.push_back({readers[i], shares[i]});
+    if (shares[i] > 0) plan.push_back({.sequence = readers[i], .n_tokens = shares[i]});
   }
   return plan;
 }
@@ -150,36 +152,80 @@ void Batch::Preempt(const Sequence* victim) {
   observer_.OnPreempted();
 }
 
-void Batch::Compute(const std::vector<Planned>& plan, Clock::time_point now) {
-  std::vector<StepItem> items;
-  int n_prefill = 0, n_decode = 0;
-  for (const auto& [sequence, n_tokens] : plan) {
-    const auto unseen = sequence->Unseen();
-    const auto n = static_cast<size_t>(n_tokens);
-    (sequence->is_decoding() ? n_decode : n_prefill) += n_tokens;
-    items.push_back({sequence->state.get(), unseen.first(n),
-                     n == unseen.size() ? LogitsWanted::kLast : LogitsWanted::kNone});
+void Batch::Compute(std::vector<Planned>& plan, Clock::time_point now) {
+  for (Planned& planned : plan) {
+    const auto unseen = planned.sequence->Unseen();
+    const auto n = static_cast<size_t>(planned.n_tokens);
+    planned.reads_to_the_end = n == unseen.size();
+    planned.tokens.assign(unseen.begin(), unseen.begin() + planned.n_tokens);
   }
+  PlanGuesses(plan);
   const Clock::time_point start = Clock::now();
-  const absl::Status status = engine_.Step(items, &logits_);
+  const absl::Status status = Run(plan);
   const Clock::duration took = Clock::now() - start;
-  observer_.OnStep(took, n_prefill, n_decode);
-  if (status.ok()) {
-    HandOut(plan, now + took);
-  } else {
-    OnStepFailed(plan, status, now + took);
+  int n_prefill = 0, n_decode = 0;
+  for (const Planned& planned : plan) {
+    (planned.is_decoding ? n_decode : n_prefill) += static_cast<int>(planned.tokens.size());
   }
+  observer_.OnStep(took, n_prefill, n_decode);
+  if (!status.ok()) return OnStepFailed(plan, status, now + took);
+  HandOut(plan, took, now + took);
 }
 
-void Batch::HandOut(const std::vector<Planned>& plan, Clock::time_point now) {
-  const int vocab_size = engine_.config().vocab_size;
-  int row = 0;
-  for (const auto& [sequence, n_tokens] : plan) {
-    if (!sequence->Unseen().empty()) continue;  // its prompt is not read to the end: no row
-    const auto ended = sequence->Advance(sampler_, logits_.Row(row++, vocab_size), now, observer_);
+absl::Status Batch::Run(std::vector<Planned>& plan) {
+  HEARTH_RETURN_IF_ERROR(Guess(plan));
+  std::vector<StepItem> items;
+  for (const Planned& planned : plan) {
+    items.push_back({.state = planned.sequence->state.get(),
+                     .tokens = planned.tokens,
+                     .logits = !planned.reads_to_the_end  ? LogitsWanted::kNone
+                               : planned.n_guessed() == 0 ? LogitsWanted::kLast
+                                                          : LogitsWanted::kAll,
+                     .n_drafts = planned.n_guessed()});
+  }
+  return engine_.Step(items, &logits_);
+}
+
+void Batch::HandOut(const std::vector<Planned>& plan, Clock::duration took, Clock::time_point now) {
+  const auto n = static_cast<int>(plan.size());
+  const int n_guesses = drafts_.Choose(n);
+  bool is_as_chosen = true;  // by drafts_, and nothing else was computed
+  int row = 0, n_guessed = 0;
+  GuessCounts counts;
+  for (const Planned& planned : plan) {
+    is_as_chosen &= planned.is_decoding && planned.n_guessed() == n_guesses;
+    if (!planned.reads_to_the_end) continue;  // no row
+    HandOutRows(planned, row, now, counts);
+    row += 1 + planned.n_guessed();
+    n_guessed += planned.n_guessed();
+  }
+  if (n_guessed > 0) {
+    observer_.OnGuesses(n_guessed, std::accumulate(counts.right.begin(), counts.right.end(), 0));
+  }
+  if (is_as_chosen) drafts_.OnStep(n, took, counts);
+}
+
+void Batch::HandOutRows(const Planned& planned, int first_row, Clock::time_point now,
+                        GuessCounts& counts) {
+  Sequence* sequence = planned.sequence;
+  const int n_guessed = planned.n_guessed();
+  for (int n_right = 0;; ++n_right) {
+    const auto row = logits_.Row(first_row + n_right, engine_.config().vocab_size);
+    const auto ended = sequence->Advance(sampler_, row, now, observer_);
     if (ended.ok()) last_token_ = now;
     if (!ended.ok()) sequence->Fail(ended.status(), observer_);
-    if (!ended.ok() || *ended) Remove(sequence);
+    if (!ended.ok() || *ended) {
+      Remove(sequence);
+      return;
+    }
+    if (n_right == n_guessed) return;
+    const auto place = static_cast<size_t>(n_right);
+    ++counts.tried[place];
+    if (sequence->last_token() != planned.tokens[static_cast<size_t>(planned.n_tokens + n_right)]) {
+      engine_.Rollback(*sequence->state, n_guessed - n_right);
+      return;
+    }
+    ++counts.right[place];
   }
 }
 

@@ -7,6 +7,11 @@
 // pages run out the youngest sequence gives its pages back and is computed again later from its
 // tokens: its text is the same.
 //
+// Where the engine can guess (multi-token prediction), decoding sequences may get guesses of their
+// next tokens into the step: rows that are computed in vain where the sampler then chooses another
+// token. Every token is sampled from the model's own logits with its own draw, so a text never
+// depends on guesses. They take only rows and pages that nobody else needs.
+//
 // Not thread-safe: belongs to the engine's thread (and to the simulation in batch_test.cc).
 #pragma once
 
@@ -17,6 +22,7 @@
 
 #include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/sampling/sampler.h"
+#include "services/gpu-worker/scheduler/draft_controller.h"
 #include "services/gpu-worker/scheduler/sequence.h"
 
 namespace hearth::worker {
@@ -26,13 +32,17 @@ struct BatchOptions {
   int max_batch_tokens = 512;  // as the engine's
   int prefill_chunk = 64;      // prompt tokens of a step in which others decode
   Clock::duration slow_client_limit = std::chrono::seconds(30);
+  Drafting drafting = Drafting::kOff;
 };
 
 class Batch {
  public:
   // All borrowed.
   Batch(Engine& engine, const BatchOptions& options, SchedulerObserver& observer)
-      : engine_(engine), options_(options), observer_(observer) {}
+      : engine_(engine),
+        options_(options),
+        observer_(observer),
+        drafts_(options.drafting, engine.max_drafts()) {}
 
   // Probes go first.
   void Add(std::unique_ptr<Sequence> sequence);
@@ -54,8 +64,14 @@ class Batch {
  private:
   using Sequences = std::vector<std::unique_ptr<Sequence>>;
   struct Planned {
-    Sequence* sequence;
-    int n_tokens;
+    Sequence* sequence = nullptr;
+    int n_tokens = 0;   // of those that the model has not seen
+    int n_guesses = 0;  // wanted behind them
+    bool is_decoding = false;
+    bool reads_to_the_end = false;     // then a token is sampled
+    std::vector<int32_t> tokens = {};  // n_tokens, then the guesses that there are
+
+    int n_guessed() const { return static_cast<int>(tokens.size()) - n_tokens; }
   };
 
   void EndWhatMust(Clock::time_point now);
@@ -67,8 +83,16 @@ class Batch {
   void Preempt(const Sequence* victim);
   // The youngest whose client doesn't read, else the youngest.
   const Sequence* Victim() const;
-  void Compute(const std::vector<Planned>& plan, Clock::time_point now);
-  void HandOut(const std::vector<Planned>& plan, Clock::time_point now);
+  // Gives decoding sequences guesses, as far as rows and pages are left over.
+  void PlanGuesses(std::vector<Planned>& plan) const;
+  absl::Status Guess(std::vector<Planned>& plan);
+  absl::Status GuessOnce(std::vector<Planned>& plan, int depth);
+  void Compute(std::vector<Planned>& plan, Clock::time_point now);
+  absl::Status Run(std::vector<Planned>& plan);
+  void HandOut(const std::vector<Planned>& plan, Clock::duration took, Clock::time_point now);
+  // Samples from a sequence's rows as long as the next row's token was guessed right.
+  void HandOutRows(const Planned& planned, int first_row, Clock::time_point now,
+                   GuessCounts& counts);
   void OnStepFailed(std::vector<Planned> plan, const absl::Status& status, Clock::time_point now);
   void Remove(const Sequence* sequence);
 
@@ -76,6 +100,7 @@ class Batch {
   const BatchOptions options_;
   SchedulerObserver& observer_;
   Sampler sampler_;
+  DraftController drafts_;
   StepLogits logits_;
   std::deque<std::unique_ptr<Sequence>> waiting_;  // next to be admitted in front
   Sequences running_;                              // by arrival

@@ -19,6 +19,8 @@ class SchedulerObserver {
   virtual void OnFinished(FinishReason /*reason*/, Seconds /*since_submit*/, int /*tokens*/) {}
   virtual void OnFailed(absl::StatusCode /*code*/, int /*tokens*/) {}
   virtual void OnPreempted() {}
+  // Of a step with guesses: how many there were, and how many were right and used.
+  virtual void OnGuesses(int /*guessed*/, int /*right*/) {}
   virtual void OnStep(Seconds /*duration*/, int /*prefill_tokens*/, int /*decode_tokens*/) {}
 };
 

@@ -4,6 +4,7 @@
 // Thread-safe: one producer (the engine's thread), one consumer, anyone may cancel.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <functional>
@@ -22,7 +23,8 @@ class OutputStream {
 
   // Producer. Events past the capacity are kept too (an end must always fit); is_full asks to stop.
   void Push(GenerationEvent event);
-  bool is_full() const { return size_.load() >= capacity_; }
+  bool is_full() const { return room() == 0; }
+  size_t room() const { return capacity_ - std::min(capacity_, size_.load()); }  // events
   std::optional<absl::Status> cancel_reason() const;
 
   // Consumer.

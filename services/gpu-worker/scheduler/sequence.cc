@@ -33,6 +33,20 @@ std::span<const int32_t> Sequence::Unseen() const {
   return std::span(tokens_).subspan(static_cast<size_t>(seen));
 }
 
+int64_t Sequence::most_guesses() const {
+  const int64_t left = std::min({request_.max_tokens - (n_total() - n_prompt_),
+                                 max_total_ - n_total(), static_cast<int64_t>(output_->room())});
+  return std::max<int64_t>(0, left - 1);  // the next token needs no guess
+}
+
+std::optional<int32_t> Sequence::Guess(Sampler& sampler, int n_before,
+                                       std::span<const float> logits) const {
+  // Penalties don't see the guesses before: it costs some of their rightness, never the text's.
+  const auto position = static_cast<uint64_t>(n_total() - n_prompt_ + n_before);
+  const auto guess = sampler.Choose(request_.sampling, counts_, position, logits);
+  return guess.ok() ? std::optional(*guess) : std::nullopt;
+}
+
 absl::StatusOr<bool> Sequence::Advance(Sampler& sampler, std::span<const float> logits,
                                        Clock::time_point now, SchedulerObserver& observer) {
   const auto n_output = static_cast<uint64_t>(n_total() - n_prompt_);

@@ -37,7 +37,15 @@ class Sequence {
 
   // Tokens that the model has not seen yet: the rest of the prompt, or the last token sampled.
   std::span<const int32_t> Unseen() const;
+  // The token sampled last, or the prompt's last.
+  int32_t last_token() const { return tokens_.back(); }
   int64_t n_total() const { return static_cast<int64_t>(tokens_.size()); }
+  // How many guesses beyond the next token could still be part of the output, and find room in the
+  // client's stream.
+  int64_t most_guesses() const;
+  // A guess of the token that comes after `n_before` other guesses, from the logits of the guesser;
+  // none from damaged ones.
+  std::optional<int32_t> Guess(Sampler& sampler, int n_before, std::span<const float> logits) const;
   bool is_decoding() const { return started_output_ && Unseen().size() == 1; }
 
   // The reason for which it has to end now, if any. Notes since when the client doesn't read.

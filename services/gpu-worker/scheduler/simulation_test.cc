@@ -27,12 +27,13 @@ struct Counter : SchedulerObserver {
   void OnFinished(FinishReason, Seconds, int) override { ++finished; }
   void OnFailed(absl::StatusCode, int) override { ++failed; }
   void OnPreempted() override { ++preempted; }
-  int finished = 0, failed = 0, preempted = 0;
+  void OnGuesses(int n_guessed, int n_right) override { guessed += n_guessed, right += n_right; }
+  int finished = 0, failed = 0, preempted = 0, guessed = 0, right = 0;
 };
 
 class Simulation {
  public:
-  explicit Simulation(uint64_t seed) : random_(seed) {}
+  Simulation(uint64_t seed, Drafting drafting) : drafting_(drafting), random_(seed) {}
 
   void Run(int n_operations) {
     for (int i = 0; i < n_operations && !::testing::Test::HasFailure(); ++i) {
@@ -65,7 +66,7 @@ class Simulation {
     } else if (dice < 20) {
       now_ += std::chrono::seconds(Pick(20));
     } else if (dice < 21) {
-      engine_.next_error =
+      (Pick(3) == 0 ? engine_.next_draft_error : engine_.next_error) =
           Pick(2) == 0 ? absl::UnavailableError("reloading") : absl::InternalError("broken step");
     } else {
       now_ += 10ms;
@@ -140,16 +141,25 @@ class Simulation {
     EXPECT_GT(n_finished, static_cast<int>(clients_.size()) / 4);
     EXPECT_GT(counter_.failed, 20);
     EXPECT_GT(counter_.preempted, 20);
+    if (drafting_ == Drafting::kOff) {
+      EXPECT_EQ(engine_.n_draft_calls(), 0);
+    } else {
+      EXPECT_GT(counter_.right, 20);
+      EXPECT_GT(counter_.guessed - counter_.right, 20);
+    }
   }
 
+  const Drafting drafting_;
   std::mt19937_64 random_;
   testing::FakeTokenizer tokenizer_;
-  testing::FakeEngine engine_{kPages, kPageTokens, kMaxBatchTokens};
+  testing::FakeEngine engine_{kPages, kPageTokens, kMaxBatchTokens, kMaxDrafts};
   Counter counter_;
-  Batch batch_{
-      engine_,
-      {.max_sequences = kMaxSequences, .max_batch_tokens = kMaxBatchTokens, .prefill_chunk = 8},
-      counter_};
+  Batch batch_{engine_,
+               {.max_sequences = kMaxSequences,
+                .max_batch_tokens = kMaxBatchTokens,
+                .prefill_chunk = 8,
+                .drafting = drafting_},
+               counter_};
   Clock::time_point now_ = Clock::time_point(1h);
   std::vector<Client> clients_;
   std::map<std::ptrdiff_t, size_t> client_checked_;
@@ -160,8 +170,11 @@ TEST(BatchSimulation, TenThousandOperationsKeepTheInvariants) {
   if (const char* given = std::getenv("HEARTH_SIMULATION_SEED")) seeds = {std::stoull(given)};
   for (const uint64_t seed : seeds) {
     SCOPED_TRACE("HEARTH_SIMULATION_SEED=" + std::to_string(seed));
-    Simulation(seed).Run(10000);
-    if (HasFailure()) return;
+    for (const Drafting drafting : {Drafting::kOff, Drafting::kOn, Drafting::kAuto}) {
+      SCOPED_TRACE("drafting " + std::to_string(static_cast<int>(drafting)));
+      Simulation(seed, drafting).Run(10000);
+      if (HasFailure()) return;
+    }
   }
 }
 

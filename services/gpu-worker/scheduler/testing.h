@@ -66,8 +66,11 @@ inline std::vector<float> LogitsOf(uint64_t hash) {
 
 class FakeEngine final : public Engine {
  public:
-  FakeEngine(int64_t pages, int page_tokens, int max_batch_tokens)
-      : pages_total_(pages), page_tokens_(page_tokens), max_batch_tokens_(max_batch_tokens) {
+  FakeEngine(int64_t pages, int page_tokens, int max_batch_tokens, int max_drafts = 0)
+      : pages_total_(pages),
+        page_tokens_(page_tokens),
+        max_batch_tokens_(max_batch_tokens),
+        max_drafts_(max_drafts) {
     config_.vocab_size = kVocab;
   }
   ~FakeEngine() override { EXPECT_EQ(n_states_, 0); }
@@ -91,6 +94,8 @@ class FakeEngine final : public Engine {
     for (const StepItem& item : items) {
       EXPECT_TRUE(states.insert(item.state).second);
       EXPECT_FALSE(item.tokens.empty());
+      EXPECT_LT(item.n_drafts, static_cast<int>(item.tokens.size()));
+      EXPECT_LE(item.n_drafts, max_drafts_);
       n_tokens += static_cast<int64_t>(item.tokens.size());
       pages += PagesNeeded(*item.state, static_cast<int64_t>(item.tokens.size()));
     }
@@ -102,6 +107,32 @@ class FakeEngine final : public Engine {
     logits->n_rows = 0;
     for (const StepItem& item : items) Feed(item, logits);
     return absl::OkStatus();
+  }
+  int max_drafts() const override { return max_drafts_; }
+  absl::Status Draft(std::span<const DraftItem> items, int depth, StepLogits* logits) override {
+    EXPECT_LT(depth, max_drafts_);
+    ++n_draft_calls_;
+    if (!next_draft_error.ok()) return std::exchange(next_draft_error, absl::OkStatus());
+    logits->values.clear();
+    logits->n_rows = 0;
+    for (const DraftItem& item : items) {
+      auto& state = static_cast<State&>(*item.state);
+      EXPECT_GT(state.n, 0);
+      EXPECT_EQ(state.guessed.size(), static_cast<size_t>(depth));
+      state.guessed.push_back(item.token);
+      // What the model will say, or, for every third, something else.
+      uint64_t hash = HashTokens(state.hashes.back(), state.guessed);
+      if (hash % 3 == 0) hash = MixBits(hash);
+      AddRow(LogitsOf(hash), logits);
+    }
+    return absl::OkStatus();
+  }
+  void Rollback(SequenceState& sequence, int n_tokens) override {
+    auto& state = static_cast<State&>(sequence);
+    ASSERT_LT(static_cast<size_t>(n_tokens), state.hashes.size());
+    state.hashes.resize(state.hashes.size() - static_cast<size_t>(n_tokens));
+    pages_used_ -= PagesOf(state.n) - PagesOf(state.n - n_tokens);
+    state.n -= n_tokens;
   }
   uint64_t progress() const override { return progress_; }
   void Interrupt() override {
@@ -128,7 +159,9 @@ class FakeEngine final : public Engine {
     EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(20), [&] { return held_; }));
   }
 
-  absl::Status next_error;  // of the next step
+  absl::Status next_error;        // of the next step
+  absl::Status next_draft_error;  // of the next Draft
+  int64_t n_draft_calls() const { return n_draft_calls_; }
   int n_states() const { return n_states_; }
   int64_t n_steps() const { return n_steps_; }
   int64_t largest_step() const { return largest_step_; }
@@ -143,7 +176,9 @@ class FakeEngine final : public Engine {
     int64_t n_tokens() const override { return n; }
     FakeEngine& engine;
     int64_t n = 0;
-    uint64_t hash = 0;
+    std::vector<uint64_t> hashes = {
+        0};                        // after the last token that is no draft, and after each draft
+    std::vector<int32_t> guessed;  // since the last step
     bool damaged = false;
   };
 
@@ -154,10 +189,22 @@ class FakeEngine final : public Engine {
     pages_used_ += PagesNeeded(state, static_cast<int64_t>(item.tokens.size()));
     if (state.n == 0) state.damaged = item.tokens.front() == kDamaged;
     state.n += static_cast<int64_t>(item.tokens.size());
-    state.hash = HashTokens(state.hash, item.tokens);
-    if (item.logits == LogitsWanted::kNone) return;
-    std::vector<float> row = LogitsOf(state.hash);
-    if (state.damaged) row[3] = std::numeric_limits<float>::quiet_NaN();
+    state.guessed.clear();
+    uint64_t hash = state.hashes.back();
+    state.hashes.clear();
+    const size_t n_sure = item.tokens.size() - static_cast<size_t>(item.n_drafts);
+    for (size_t i = 0; i < item.tokens.size(); ++i) {
+      hash = HashTokens(hash, item.tokens.subspan(i, 1));
+      if (i + 1 >= n_sure) state.hashes.push_back(hash);
+      const bool is_last = i + 1 == item.tokens.size();
+      if (item.logits == LogitsWanted::kNone) continue;
+      if (item.logits == LogitsWanted::kLast && !is_last) continue;
+      std::vector<float> row = LogitsOf(hash);
+      if (state.damaged) row[3] = std::numeric_limits<float>::quiet_NaN();
+      AddRow(row, logits);
+    }
+  }
+  static void AddRow(const std::vector<float>& row, StepLogits* logits) {
     logits->values.insert(logits->values.end(), row.begin(), row.end());
     ++logits->n_rows;
   }
@@ -175,6 +222,8 @@ class FakeEngine final : public Engine {
   const int64_t pages_total_;
   const int page_tokens_;
   const int max_batch_tokens_;
+  const int max_drafts_;
+  int64_t n_draft_calls_ = 0;
   std::atomic<int64_t> pages_used_{0};
   std::atomic<int> n_states_{0};
   std::atomic<int64_t> n_steps_{0};
