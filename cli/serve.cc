@@ -38,6 +38,8 @@ const std::vector<PassedFlag>& PassedFlags() {
       {"--model-name", "The model's name in the API (default: the folder's)", {kWorker}},
       {"--backend", "What computes: cpu", {kWorker}},
       {"--isa", "Instruction set of the CPU backend: amx, avx512, avxvnni, avx2", {kWorker}},
+      {"--mtp", "Guess tokens with the model's own head: auto (default), on, off", {kWorker}},
+      {"--mtp-drafts", "Tokens guessed ahead at most", {kWorker}},
       {"--log-level", "debug, info, warning or error", {kStore, kWorker, kGateway}},
       {"--allowed-host", "Further Host header to accept (may be repeated)", {kGateway}},
       {"--allowed-origin", "Web origin to accept (may be repeated)", {kGateway}},

@@ -27,10 +27,12 @@ constexpr auto kWarmUpTime = std::chrono::seconds(120);  // of one token, on the
 
 // The KV cache takes its memory page by page while it fills: without this, a worker that was
 // promised too much would be killed under load.
-absl::Status CheckKvRoom(const CommandLine& line, const ModelConfig& config) {
-  const auto n_attention = std::count_if(
-      config.layers.begin(), config.layers.end(),
-      [](const LayerConfig& layer) { return layer.mixer == MixerKind::kFullAttention; });
+absl::Status CheckKvRoom(const CommandLine& line, const ModelConfig& config, bool drafts) {
+  const auto n_attention =
+      (drafts ? 1 : 0) +
+      std::count_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& layer) {
+        return layer.mixer == MixerKind::kFullAttention;
+      });
   const auto token_bytes =
       static_cast<int64_t>(n_attention * 2 * sizeof(float)) * config.n_kv_heads * config.head_dim;
   const auto need = static_cast<uint64_t>(token_bytes * line.kv_tokens);
@@ -140,7 +142,8 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
   HEARTH_ASSIGN_OR_RETURN(model->checkpoint, OpenModel(line.model, line.n_threads));
   const ModelConfig& config = model->checkpoint->config();
   HEARTH_ASSIGN_OR_RETURN(const int64_t context, ContextTokens(line, config));
-  HEARTH_RETURN_IF_ERROR(CheckKvRoom(line, config));
+  const bool drafts = line.mtp != Drafting::kOff && model->checkpoint->has_mtp();
+  HEARTH_RETURN_IF_ERROR(CheckKvRoom(line, config, drafts));
   for (const std::string& name : model->checkpoint->unknown_tensors()) {
     LogWarning("a tensor that nothing reads", {{"name", name}});
   }
@@ -162,7 +165,8 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                           .exact = line.exact,
                                           .isa = line.isa,
                                           .kv_tokens = line.kv_tokens,
-                                          .max_batch_tokens = line.max_batch_tokens}));
+                                          .max_batch_tokens = line.max_batch_tokens,
+                                          .max_drafts = drafts ? line.mtp_drafts : 0}));
   if (const auto memory = model->engine->dense_memory(); memory.bytes > 0) {
     LogInfo("dense weights are in memory",
             {{"bytes", memory.bytes}, {"huge_page_bytes", memory.huge_page_bytes}});
@@ -180,6 +184,7 @@ absl::Status StartServing(const CommandLine& line, LoadedModel& model,
   options.batch.max_sequences = line.max_sequences;
   options.batch.prefill_chunk = line.prefill_chunk;
   options.batch.max_batch_tokens = line.max_batch_tokens;
+  options.batch.drafting = line.mtp;
   options.queue_limit = line.queue_limit;
   options.context_tokens = model.served.info.context_tokens();
   options.before_step = [experts = model.experts.get()] { experts->BeginStep(); };

@@ -79,6 +79,15 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   app.add_option("--isa", line.isa, "Instruction set of the CPU backend (default: the best)")
       ->check(CLI::IsMember({"amx", "avx512", "avxvnni", "avx2"}));
   AddSizes(app, line);
+  const std::map<std::string, Drafting> drafting = {
+      {"auto", Drafting::kAuto}, {"on", Drafting::kOn}, {"off", Drafting::kOff}};
+  app.add_option("--mtp", line.mtp,
+                 "Guess tokens with the checkpoint's multi-token prediction head: auto (while it "
+                 "measures faster; the default), on or off. Texts are the same")
+      ->transform(CLI::CheckedTransformer(drafting));
+  app.add_option("--mtp-drafts", line.mtp_drafts, "Tokens guessed ahead at most")
+      ->check(CLI::Range(1, kMaxDrafts))
+      ->capture_default_str();
   app.add_option("--grace-seconds", line.grace_seconds, "For running requests when told to stop")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();

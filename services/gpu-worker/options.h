@@ -7,6 +7,7 @@
 #include <string>
 
 #include "common/base/logging.h"
+#include "services/gpu-worker/scheduler/draft_controller.h"
 
 namespace hearth::worker {
 
@@ -20,13 +21,15 @@ struct CommandLine {
   std::string backend = "cpu";
   int n_threads = 0;
   bool exact = false;
-  std::string isa;  // empty: the best
+  std::string isa;      // empty: the best
   int64_t context = 0;  // 0: what model and KV pages allow
   int64_t kv_tokens = 65536;
   int max_sequences = 8;
   int queue_limit = 64;
   int prefill_chunk = 64;
   int max_batch_tokens = 512;
+  Drafting mtp = Drafting::kAuto;
+  int mtp_drafts = 2;
   double grace_seconds = 5;
   LogLevel log_level = LogLevel::kInfo;
 };

@@ -58,6 +58,11 @@ WorkerMetrics::WorkerMetrics()
                                {{"kind", "prefill"}})),
       decode_rows_(AddCounter(*registry_, "hearth_engine_rows_total", "Rows computed in steps",
                               {{"kind", "decode"}})),
+      drafted_tokens_(AddCounter(*registry_, "hearth_spec_decode_num_draft_tokens_total",
+                                 "Tokens guessed by multi-token prediction")),
+      accepted_tokens_(
+          AddCounter(*registry_, "hearth_spec_decode_num_accepted_tokens_total",
+                     "Guesses that were right: tokens that took no step of their own")),
       success_(AddFamily(*registry_, "hearth_request_success_total", "Requests that finished")),
       failure_(AddFamily(*registry_, "hearth_request_failure_total",
                          "Requests refused or ended by an error, by gRPC's code")),
@@ -94,6 +99,11 @@ void WorkerMetrics::OnFinished(FinishReason reason, Seconds since_submit, int /*
 
 void WorkerMetrics::OnFailed(absl::StatusCode code, int /*tokens*/) {
   failure_.Add({{"code", absl::StatusCodeToString(code)}}).Increment();
+}
+
+void WorkerMetrics::OnGuesses(int guessed, int right) {
+  drafted_tokens_.Increment(guessed);
+  accepted_tokens_.Increment(right);
 }
 
 void WorkerMetrics::OnStep(Seconds duration, int prefill_tokens, int decode_tokens) {

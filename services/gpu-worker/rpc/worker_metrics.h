@@ -28,6 +28,7 @@ class WorkerMetrics final : public SchedulerObserver {
   void OnFinished(FinishReason reason, Seconds since_submit, int tokens) override;
   void OnFailed(absl::StatusCode code, int tokens) override;
   void OnPreempted() override { preemptions_.Increment(); }
+  void OnGuesses(int guessed, int right) override;
   void OnStep(Seconds duration, int prefill_tokens, int decode_tokens) override;
 
   // Before each scrape. `experts` is null before the model is known.
@@ -39,6 +40,7 @@ class WorkerMetrics final : public SchedulerObserver {
   prometheus::Histogram &first_token_, &inter_token_, &end_to_end_, &step_;
   prometheus::Counter &prompt_tokens_, &generation_tokens_, &preemptions_;
   prometheus::Counter &prefill_rows_, &decode_rows_;
+  prometheus::Counter &drafted_tokens_, &accepted_tokens_;
   prometheus::Family<prometheus::Counter>&success_, &failure_, &expert_uses_;
   prometheus::Counter &stop_, &length_;
 };

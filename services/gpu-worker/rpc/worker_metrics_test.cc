@@ -21,6 +21,7 @@ TEST_F(WorkerMetricsTest, EventsAreCountedUnderTheDashboardsNames) {
   metrics_.OnFinished(FinishReason::kStop, Seconds(0.2), 3);
   metrics_.OnRefused(absl::StatusCode::kResourceExhausted);
   metrics_.OnPreempted();
+  metrics_.OnGuesses(6, 4);
   metrics_.OnStep(Seconds(0.003), 7, 2);
   metrics_.Refresh(state_, nullptr);
   const std::string text = RenderMetrics(*metrics_.registry());
@@ -41,6 +42,8 @@ TEST_F(WorkerMetricsTest, EventsAreCountedUnderTheDashboardsNames) {
            "hearth_request_failure_total{code=\"RESOURCE_EXHAUSTED\"} 1\n",
            "hearth_request_failure_total{code=\"CANCELLED\"} 0\n",
            "hearth_engine_rows_total{kind=\"prefill\"} 7\n",
+           "\nhearth_spec_decode_num_draft_tokens_total 6\n",
+           "\nhearth_spec_decode_num_accepted_tokens_total 4\n",
        }) {
     EXPECT_THAT(text, HasSubstr(line));
   }
