@@ -34,7 +34,7 @@ std::vector<int> ShareEqually(const std::vector<int64_t>& wants, int64_t budget)
 
 }  // namespace
 
-void Batch::Add(std::unique_ptr<Sequence> sequence) {
+void ContinuousBatch::Add(std::unique_ptr<Sequence> sequence) {
   if (sequence->is_probe()) {
     waiting_.push_front(std::move(sequence));
   } else {
@@ -42,7 +42,7 @@ void Batch::Add(std::unique_ptr<Sequence> sequence) {
   }
 }
 
-bool Batch::Step(Clock::time_point now) {
+bool ContinuousBatch::Step(Clock::time_point now) {
   EndWhatMust(now);
   if (now < not_before_) return false;
   Admit();
@@ -53,7 +53,7 @@ bool Batch::Step(Clock::time_point now) {
   return true;
 }
 
-void Batch::EndWhatMust(Clock::time_point now) {
+void ContinuousBatch::EndWhatMust(Clock::time_point now) {
   const auto must_end = [&](const std::unique_ptr<Sequence>& sequence) {
     const auto reason = sequence->WhyEnd(now, options_.slow_client_limit);
     if (reason.has_value()) sequence->Fail(*reason, observer_);
@@ -63,7 +63,7 @@ void Batch::EndWhatMust(Clock::time_point now) {
   std::erase_if(running_, must_end);
 }
 
-void Batch::Admit() {
+void ContinuousBatch::Admit() {
   while (true) {
     // One whose client doesn't read (it was preempted) must not keep the others waiting.
     const auto next = std::find_if(waiting_.begin(), waiting_.end(),
@@ -85,7 +85,7 @@ void Batch::Admit() {
 
 // The candidate's tokens must fit beside what the running ones have still to read: otherwise it
 // would only be preempted again.
-bool Batch::HasRoomFor(const Sequence& candidate) const {
+bool ContinuousBatch::HasRoomFor(const Sequence& candidate) const {
   int64_t needed = engine_.PagesNeeded(*candidate.state, candidate.n_total() + 1);
   for (const auto& sequence : running_) {
     const auto unseen = static_cast<int64_t>(sequence->Unseen().size());
@@ -94,7 +94,7 @@ bool Batch::HasRoomFor(const Sequence& candidate) const {
   return needed <= engine_.pages_free();
 }
 
-std::vector<Batch::Planned> Batch::Plan() const {
+std::vector<ContinuousBatch::Planned> ContinuousBatch::Plan() const {
   std::vector<Planned> plan;
   std::vector<Sequence*> readers;
   std::vector<int64_t> wants;
@@ -118,7 +118,7 @@ std::vector<Batch::Planned> Batch::Plan() const {
   return plan;
 }
 
-void Batch::MakeRoom(std::vector<Planned>& plan) {
+void ContinuousBatch::MakeRoom(std::vector<Planned>& plan) {
   const auto needed = [&] {
     int64_t pages = 0;
     for (const Planned& planned : plan) {
@@ -133,7 +133,7 @@ void Batch::MakeRoom(std::vector<Planned>& plan) {
   }
 }
 
-const Sequence* Batch::Victim() const {
+const Sequence* ContinuousBatch::Victim() const {
   const auto rank = [](const auto& sequence) {
     return std::pair(sequence->is_parked(), sequence->arrival);
   };
@@ -142,7 +142,7 @@ const Sequence* Batch::Victim() const {
       ->get();
 }
 
-void Batch::Preempt(const Sequence* victim) {
+void ContinuousBatch::Preempt(const Sequence* victim) {
   const auto at = std::find_if(running_.begin(), running_.end(),
                                [&](const auto& other) { return other.get() == victim; });
   std::unique_ptr<Sequence> sequence = std::move(*at);
@@ -152,7 +152,7 @@ void Batch::Preempt(const Sequence* victim) {
   observer_.OnPreempted();
 }
 
-void Batch::Compute(std::vector<Planned>& plan, Clock::time_point now) {
+void ContinuousBatch::Compute(std::vector<Planned>& plan, Clock::time_point now) {
   for (Planned& planned : plan) {
     const auto unseen = planned.sequence->Unseen();
     const auto n = static_cast<size_t>(planned.n_tokens);
@@ -172,7 +172,7 @@ void Batch::Compute(std::vector<Planned>& plan, Clock::time_point now) {
   HandOut(plan, took, now + took);
 }
 
-absl::Status Batch::Run(std::vector<Planned>& plan) {
+absl::Status ContinuousBatch::Run(std::vector<Planned>& plan) {
   HEARTH_RETURN_IF_ERROR(Guess(plan));
   std::vector<StepItem> items;
   for (const Planned& planned : plan) {
@@ -186,7 +186,8 @@ absl::Status Batch::Run(std::vector<Planned>& plan) {
   return engine_.Step(items, &logits_);
 }
 
-void Batch::HandOut(const std::vector<Planned>& plan, Clock::duration took, Clock::time_point now) {
+void ContinuousBatch::HandOut(const std::vector<Planned>& plan, Clock::duration took,
+                              Clock::time_point now) {
   const auto n = static_cast<int>(plan.size());
   const int n_guesses = drafts_.Choose(n);
   bool is_as_chosen = true;  // by drafts_, and nothing else was computed
@@ -205,8 +206,8 @@ void Batch::HandOut(const std::vector<Planned>& plan, Clock::duration took, Cloc
   if (is_as_chosen) drafts_.OnStep(n, took, counts);
 }
 
-void Batch::HandOutRows(const Planned& planned, int first_row, Clock::time_point now,
-                        GuessCounts& counts) {
+void ContinuousBatch::HandOutRows(const Planned& planned, int first_row, Clock::time_point now,
+                                  GuessCounts& counts) {
   Sequence* sequence = planned.sequence;
   const int n_guessed = planned.n_guessed();
   for (int n_right = 0;; ++n_right) {
@@ -229,8 +230,8 @@ void Batch::HandOutRows(const Planned& planned, int first_row, Clock::time_point
   }
 }
 
-void Batch::OnStepFailed(std::vector<Planned> plan, const absl::Status& status,
-                         Clock::time_point now) {
+void ContinuousBatch::OnStepFailed(std::vector<Planned> plan, const absl::Status& status,
+                                   Clock::time_point now) {
   // Pages ran out although they were counted: one makes room, nothing has changed.
   if (absl::IsResourceExhausted(status) && running_.size() > 1) return Preempt(Victim());
 
@@ -252,18 +253,18 @@ void Batch::OnStepFailed(std::vector<Planned> plan, const absl::Status& status,
   }
 }
 
-void Batch::Remove(const Sequence* sequence) {
+void ContinuousBatch::Remove(const Sequence* sequence) {
   std::erase_if(running_, [&](const auto& other) { return other.get() == sequence; });
 }
 
-void Batch::FailAll(const absl::Status& status) {
+void ContinuousBatch::FailAll(const absl::Status& status) {
   for (const auto& sequence : running_) sequence->Fail(status, observer_);
   for (const auto& sequence : waiting_) sequence->Fail(status, observer_);
   running_.clear();
   waiting_.clear();
 }
 
-Clock::time_point Batch::NextDeadline() const {
+Clock::time_point ContinuousBatch::NextDeadline() const {
   Clock::time_point next = Clock::time_point::max();
   if (!is_empty() && not_before_ != Clock::time_point::min()) next = not_before_;
   for (const auto& sequence : running_) {

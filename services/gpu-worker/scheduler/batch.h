@@ -35,10 +35,10 @@ struct BatchOptions {
   Drafting drafting = Drafting::kOff;
 };
 
-class Batch {
+class ContinuousBatch {
  public:
   // All borrowed.
-  Batch(Engine& engine, const BatchOptions& options, SchedulerObserver& observer)
+  ContinuousBatch(Engine& engine, const BatchOptions& options, SchedulerObserver& observer)
       : engine_(engine),
         options_(options),
         observer_(observer),

@@ -6,7 +6,7 @@
 
 namespace hearth::worker {
 
-void Batch::PlanGuesses(std::vector<Planned>& plan) const {
+void ContinuousBatch::PlanGuesses(std::vector<Planned>& plan) const {
   const int n_decoding = static_cast<int>(
       std::count_if(plan.begin(), plan.end(), [](const auto& p) { return p.is_decoding; }));
   const int n_wanted = n_decoding == 0 ? 0 : drafts_.Choose(n_decoding);
@@ -29,14 +29,14 @@ void Batch::PlanGuesses(std::vector<Planned>& plan) const {
   }
 }
 
-absl::Status Batch::Guess(std::vector<Planned>& plan) {
+absl::Status ContinuousBatch::Guess(std::vector<Planned>& plan) {
   for (int depth = 0; depth < engine_.max_drafts(); ++depth) {
     HEARTH_RETURN_IF_ERROR(GuessOnce(plan, depth));
   }
   return absl::OkStatus();
 }
 
-absl::Status Batch::GuessOnce(std::vector<Planned>& plan, int depth) {
+absl::Status ContinuousBatch::GuessOnce(std::vector<Planned>& plan, int depth) {
   std::vector<Planned*> asked;
   std::vector<DraftItem> items;
   for (Planned& planned : plan) {

@@ -50,7 +50,7 @@ class BatchTest : public ::testing::Test {
   testing::FakeTokenizer tokenizer_;
   testing::FakeEngine engine_{64, 4, 32};
   SchedulerObserver observer_;
-  Batch batch_{
+  ContinuousBatch batch_{
       engine_, {.max_sequences = 3, .max_batch_tokens = 32, .prefill_chunk = 6}, observer_};
   Clock::time_point now_ = Clock::time_point(1h);
 };
@@ -99,7 +99,8 @@ TEST_F(BatchTest, WithoutPagesTheYoungestIsComputedAgain) {
     void OnPreempted() override { ++n; }
     int n = 0;
   } count;
-  Batch batch(small, {.max_sequences = 3, .max_batch_tokens = 32, .prefill_chunk = 6}, count);
+  ContinuousBatch batch(small, {.max_sequences = 3, .max_batch_tokens = 32, .prefill_chunk = 6},
+                        count);
   std::vector<Client> clients;
   for (int i = 0; i < 4; ++i) {
     auto stream = std::make_shared<OutputStream>(nullptr, 1000);

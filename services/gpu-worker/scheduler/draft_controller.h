@@ -1,4 +1,4 @@
-// How many tokens to guess ahead: none while guessing measures slower. Used by Batch.
+// How many tokens to guess ahead: none while guessing measures slower. Used by ContinuousBatch.
 //
 // A step with guesses takes longer and hands out more tokens; which of the two wins depends on the
 // machine, on how many sequences share the step, and on the text. So the controller tries: now and

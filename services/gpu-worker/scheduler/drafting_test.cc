@@ -60,19 +60,19 @@ class DraftingTest : public ::testing::Test {
   void UseEngine(int64_t pages, int max_batch_tokens, int max_drafts = kMaxDrafts) {
     batch_.reset();
     engine_ = std::make_unique<testing::FakeEngine>(pages, 4, max_batch_tokens, max_drafts);
-    batch_ = std::make_unique<Batch>(*engine_,
-                                     BatchOptions{.max_sequences = 3,
-                                                  .max_batch_tokens = max_batch_tokens,
-                                                  .prefill_chunk = 6,
-                                                  .drafting = Drafting::kOn},
-                                     counter_);
+    batch_ = std::make_unique<ContinuousBatch>(*engine_,
+                                               BatchOptions{.max_sequences = 3,
+                                                            .max_batch_tokens = max_batch_tokens,
+                                                            .prefill_chunk = 6,
+                                                            .drafting = Drafting::kOn},
+                                               counter_);
   }
   void SetUp() override { UseEngine(160, 32); }
 
   testing::FakeTokenizer tokenizer_;
   std::unique_ptr<testing::FakeEngine> engine_;
   Counter counter_;
-  std::unique_ptr<Batch> batch_;
+  std::unique_ptr<ContinuousBatch> batch_;
   Clock::time_point now_ = Clock::time_point(1h);
 };
 

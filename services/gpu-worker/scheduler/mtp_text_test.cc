@@ -74,11 +74,11 @@ class MtpText : public ::testing::TestWithParam<bool> {
   // What each request's tokens are when so many run at once.
   std::vector<Ids> Answers(int max_drafts, int at_once, Counter* counter) {
     const auto engine = MakeEngine(max_drafts);
-    Batch batch(*engine,
-                {.max_sequences = at_once,
-                 .prefill_chunk = 7,
-                 .drafting = max_drafts == 0 ? Drafting::kOff : Drafting::kOn},
-                *counter);
+    ContinuousBatch batch(*engine,
+                          {.max_sequences = at_once,
+                           .prefill_chunk = 7,
+                           .drafting = max_drafts == 0 ? Drafting::kOff : Drafting::kOn},
+                          *counter);
     std::vector<std::shared_ptr<OutputStream>> streams;
     for (const GenerationRequest& request : Requests()) {
       streams.push_back(std::make_shared<OutputStream>(nullptr, 1000));

@@ -1,5 +1,6 @@
 // The engine's thread and the way to it: requests come from any thread into a bounded queue, their
-// tokens leave through each request's OutputStream. Batch decides what each step computes.
+// tokens leave through each request's OutputStream. ContinuousBatch decides what each step
+// computes.
 #pragma once
 
 #include <atomic>
@@ -80,7 +81,7 @@ class Scheduler {
   const SchedulerOptions options_;
   SchedulerObserver& observer_;
   int64_t max_request_tokens_ = 0;
-  Batch batch_;  // the thread's
+  ContinuousBatch batch_;  // the thread's
 
   const std::shared_ptr<Doorbell> doorbell_ = std::make_shared<Doorbell>();
   // All guarded by doorbell_->mutex.

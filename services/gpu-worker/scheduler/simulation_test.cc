@@ -154,12 +154,12 @@ class Simulation {
   testing::FakeTokenizer tokenizer_;
   testing::FakeEngine engine_{kPages, kPageTokens, kMaxBatchTokens, kMaxDrafts};
   Counter counter_;
-  Batch batch_{engine_,
-               {.max_sequences = kMaxSequences,
-                .max_batch_tokens = kMaxBatchTokens,
-                .prefill_chunk = 8,
-                .drafting = drafting_},
-               counter_};
+  ContinuousBatch batch_{engine_,
+                         {.max_sequences = kMaxSequences,
+                          .max_batch_tokens = kMaxBatchTokens,
+                          .prefill_chunk = 8,
+                          .drafting = drafting_},
+                         counter_};
   Clock::time_point now_ = Clock::time_point(1h);
   std::vector<Client> clients_;
   std::map<std::ptrdiff_t, size_t> client_checked_;
@@ -184,8 +184,9 @@ TEST(BatchSimulation, EveryRequestEndsWithinTheFairBound) {
   testing::FakeTokenizer tokenizer;
   testing::FakeEngine engine(kPages, kPageTokens, kMaxBatchTokens);
   SchedulerObserver observer;
-  Batch batch(engine, {.max_sequences = 4, .max_batch_tokens = kMaxBatchTokens, .prefill_chunk = 8},
-              observer);
+  ContinuousBatch batch(
+      engine, {.max_sequences = 4, .max_batch_tokens = kMaxBatchTokens, .prefill_chunk = 8},
+      observer);
   std::vector<std::shared_ptr<OutputStream>> streams;
   constexpr int kRequests = 40, kOutput = 10;
   for (int i = 0; i < kRequests; ++i) {
