@@ -1,4 +1,7 @@
-// `hearth cache`: the expert cache. `simulate` replays a routing trace through every policy.
+// `hearth cache`: the expert cache. `simulate` replays a routing trace through every policy; the
+// rest is in cache_control.cc.
+#include "cli/cache.h"
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -156,6 +159,7 @@ void AddSimulate(CLI::App& cache, int* exit_code) {
 void AddCache(CLI::App& app, int* exit_code) {
   CLI::App* command = app.add_subcommand("cache", "The cache of experts in the GPU's memory");
   command->require_subcommand(1);
+  AddCacheControl(*command, exit_code);
   AddSimulate(*command, exit_code);
 }
 

@@ -4,6 +4,11 @@
 #include "common/rpc/status.h"
 
 namespace hearth::cli {
+namespace {
+
+constexpr std::chrono::seconds kControlTime{5};
+
+}  // namespace
 
 WorkerClient::WorkerClient(const std::string& address)
     : stub_(v1::Inference::NewStub(MakeChannel(address))) {}
@@ -50,6 +55,24 @@ absl::StatusOr<v1::WorkerStatus> WorkerClient::Status(std::chrono::milliseconds 
   const grpc::Status status = stub_->GetStatus(&context, {}, &answer);
   if (!status.ok()) return FromGrpc(status);
   return answer;
+}
+
+absl::StatusOr<v1::ExpertCacheStatus> WorkerClient::ExpertCache() {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kControlTime);
+  v1::ExpertCacheStatus answer;
+  const grpc::Status status = stub_->GetExpertCache(&context, {}, &answer);
+  if (!status.ok()) return FromGrpc(status);
+  return answer;
+}
+
+absl::Status WorkerClient::SetExpertCachePolicy(const std::string& policy) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kControlTime);
+  v1::SetExpertCachePolicyRequest request;
+  request.set_policy(policy);
+  v1::SetExpertCachePolicyResponse response;
+  return FromGrpc(stub_->SetExpertCachePolicy(&context, request, &response));
 }
 
 }  // namespace hearth::cli

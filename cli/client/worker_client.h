@@ -32,6 +32,9 @@ class WorkerClient {
   // Where nobody answers yet: an error at once, or after waiting so long for it.
   absl::StatusOr<v1::WorkerStatus> Status(std::chrono::milliseconds wait = {});
 
+  absl::StatusOr<v1::ExpertCacheStatus> ExpertCache();
+  absl::Status SetExpertCachePolicy(const std::string& policy);
+
  private:
   std::unique_ptr<v1::Inference::Stub> stub_;
   std::mutex mutex_;

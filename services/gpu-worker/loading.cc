@@ -173,6 +173,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
   }
   model->served.tokenizer = model->tokenizer.get();
   model->served.chat_template = model->chat_template.get();
+  model->served.expert_tier = model->engine->expert_tier();
   model->served.config = config;
   model->served.info = Describe(line, *model->checkpoint, context);
   return model;

@@ -88,7 +88,8 @@ absl::Status LoadAndServe(const CommandLine& line, Events& events, ServingState&
   const StoreClient store(
       {.address = line.store,
        .worker_id = absl::StrCat("gpu-worker-", ::getpid()),
-       .fingerprint = model->checkpoint->ExpertFingerprint()},
+       .fingerprint = model->checkpoint->ExpertFingerprint(),
+       .tier = model->served.expert_tier},
       &state, model->experts.get(), [&events] { events.SetAttached(); },
       [&events](const absl::Status& why) { events.SetEnd(why); });
   if (const auto end = events.WaitUntilAttached()) return *end;
@@ -127,7 +128,8 @@ absl::Status Run(const CommandLine& line, Events& events) {
   if (!line.metrics_listen.empty()) {
     const auto refresh = [&] {
       const ServedModel* served = state.model();
-      metrics.Refresh(state, served == nullptr ? nullptr : model->experts.get());
+      if (served == nullptr) return metrics.Refresh(state, nullptr);
+      metrics.Refresh(state, model->experts.get(), served->expert_tier);
     };
     HEARTH_ASSIGN_OR_RETURN(metrics_server,
                             MetricsServer::Start(line.metrics_listen, metrics.registry(), refresh));

@@ -1,10 +1,11 @@
-// `hearth profile` and `hearth cache simulate`: a run's routing recorded, counted and replayed.
+// `hearth profile` and `hearth cache`: a run's routing recorded, counted and replayed; a running worker's cache asked.
 import assert from 'node:assert/strict';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
 
+import { Cluster } from './harness/cluster.mjs';
 import { DEMO } from './harness/paths.mjs';
 import { hearth } from './harness/processes.mjs';
 
@@ -93,5 +94,26 @@ describe('what cannot be simulated or recorded', () => {
     await refused(['cache', 'simulate', 'locality:5', '--slots', '4'], /the working set must be/);
     await refused(['cache', 'simulate', 'locality'], /--slots is required/);
     await refused(['cache'], /subcommand is required/);
+  });
+});
+
+describe('a running worker without a GPU', () => {
+  let cluster;
+  before(async () => { cluster = await Cluster.start(); });
+  after(() => cluster.stop());
+
+  test('says that it has no expert cache, and its metrics have zeros', async () => {
+    const reason = /the backend 'cpu' has no expert cache/;
+    await refused(['cache', 'status', '--run-dir', cluster.runDir], reason);
+    await refused(['cache', 'policy', 'lru', '--run-dir', cluster.runDir], reason);
+    assert.equal(await cluster.metric('hearth_expert_cache_hits_total{layer="7"}'), 0);
+    assert.equal(await cluster.metric('hearth_expert_cache_policy{policy="none"}'), 1);
+    assert.ok(await cluster.metric('hearth_expert_bytes_total{path="cpu"}') > 1e5);
+  });
+
+  test('where none runs, the way to start one is told', async () => {
+    const { code, stderr } = await hearth(['cache', 'status', '--run-dir', path.join(folder, 'nobody')]);
+    assert.equal(code, 1);
+    assert.match(stderr, /no cluster answers at .*; start one with `hearth serve --model DIR`/);
   });
 });

@@ -1,5 +1,6 @@
 #include "services/gpu-worker/experts/attached_experts.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -40,6 +41,12 @@ absl::Status AttachedExperts::Offer(std::shared_ptr<const SegmentReader> reader)
   }
   const std::lock_guard lock(mutex_);
   segment_bytes_ = reader->bytes();
+  int n_with_experts = 0;
+  for (int layer = 0; layer < n_layers_; ++layer) {
+    if (!absl::IsNotFound(reader->Expert(layer, 0).status())) ++n_with_experts;
+  }
+  mean_expert_bytes_ =
+      reader->bytes() / static_cast<uint64_t>(std::max(1, n_with_experts * n_experts_));
   offered_ = std::move(reader);
   has_offer_ = true;
   has_segment_ = true;

@@ -36,6 +36,7 @@ class AttachedExperts final : public ExpertSource {
 
   bool has_segment() const { return has_segment_; }
   uint64_t segment_bytes() const { return segment_bytes_; }
+  uint64_t mean_expert_bytes() const { return mean_expert_bytes_; }
 
   // One count for each step in which an expert was used. Since the last call; one caller.
   std::vector<ExpertUses> TakeUses();
@@ -52,7 +53,7 @@ class AttachedExperts final : public ExpertSource {
   std::shared_ptr<const SegmentReader> offered_;  // guarded by mutex_
   std::atomic<bool> has_offer_{false};
   std::atomic<bool> has_segment_{false};
-  std::atomic<uint64_t> segment_bytes_{0};
+  std::atomic<uint64_t> segment_bytes_{0}, mean_expert_bytes_{0};
 
   std::vector<std::atomic<uint64_t>> uses_;  // [n_layers, n_experts]
   std::vector<uint64_t> taken_;              // of uses_, by TakeUses

@@ -69,6 +69,13 @@ TEST_F(AttachedExpertsTest, TilesAreRefusedWherePlainExpertsAreNeeded) {
   EXPECT_OK(any.Offer(std::move(again)));
 }
 
+TEST_F(AttachedExpertsTest, MeanSizeIsOfTheLayersThatHaveExperts) {
+  AttachedExperts experts(3, 4);
+  EXPECT_EQ(experts.mean_expert_bytes(), 0u);
+  ASSERT_OK(experts.Offer(Segment()));  // layer 1 has none
+  EXPECT_EQ(experts.mean_expert_bytes(), experts.segment_bytes() / 8);
+}
+
 TEST_F(AttachedExpertsTest, UsesAreCountedAndTakenOnce) {
   AttachedExperts experts(3, 4);
   ASSERT_OK(experts.Offer(Segment()));

@@ -31,12 +31,21 @@ void TierBoard::SetProfile(std::vector<ExpertUses> profile) {
   options_.profile = std::move(profile);
 }
 
+std::vector<ExpertUses> TierBoard::TakeUses() {
+  const std::lock_guard lock(mutex_);
+  wants_uses_ = true;
+  return std::exchange(uses_, {});
+}
+
 void TierBoard::Sync(ExpertCache* cache, uint64_t pcie_bytes, uint64_t cpu_bytes) {
   const std::lock_guard lock(mutex_);
   if (asked_for_ != nullptr) cache->SetPolicy(std::move(asked_for_), options_.half_life_steps);
   cache->CopyStatistics(&shown_.cache);
   shown_.pcie_bytes = pcie_bytes;
   shown_.cpu_bytes = cpu_bytes;
+  if (!wants_uses_) return;
+  wants_uses_ = false;
+  uses_ = cache->TakeUses();
 }
 
 }  // namespace hearth::worker

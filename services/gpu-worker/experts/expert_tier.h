@@ -37,6 +37,9 @@ class ExpertTier {
   virtual absl::Status SetPolicy(std::string_view name) = 0;
   // Any thread: counts for the policy "profile", used when it is chosen next.
   virtual void SetProfile(std::vector<ExpertUses> profile) = 0;
+  // Any thread: rows of every expert since the call before, for the store's profile. What the next
+  // step collects is for the next call: the first gives nothing.
+  virtual std::vector<ExpertUses> TakeUses() = 0;
 };
 
 class TierBoard final : public ExpertTier {
@@ -47,6 +50,7 @@ class TierBoard final : public ExpertTier {
   TierStatistics Statistics() const override;
   absl::Status SetPolicy(std::string_view name) override;
   void SetProfile(std::vector<ExpertUses> profile) override;
+  std::vector<ExpertUses> TakeUses() override;
 
   // Engine's thread, after each step: gives the cache the policy that was asked for and shows its
   // state. Bytes are since the start.
@@ -58,6 +62,8 @@ class TierBoard final : public ExpertTier {
   PolicyOptions options_;                   // guarded by mutex_, as all below
   std::unique_ptr<CachePolicy> asked_for_;  // null: no change
   TierStatistics shown_;
+  std::vector<ExpertUses> uses_;
+  bool wants_uses_ = false;
 };
 
 }  // namespace hearth::worker

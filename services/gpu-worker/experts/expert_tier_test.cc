@@ -47,5 +47,22 @@ TEST(TierBoard, PolicyIsInForceFromTheNextSyncOn) {
   EXPECT_EQ(admissions[0].expert, 1);
 }
 
+TEST(TierBoard, UsesAreCollectedByTheStepAfterTheyWereAskedFor) {
+  TierBoard board(kShape, {}, 1000, {});
+  ASSERT_OK_AND_ASSIGN(const auto cache, ExpertCache::Create(kShape, "lru"));
+  const ExpertUse uses[] = {{1, 2, 5}};
+  cache->RecordStep(uses);
+  board.Sync(cache.get(), 0, 0);
+  EXPECT_TRUE(board.TakeUses().empty());
+  cache->RecordStep(uses);
+  board.Sync(cache.get(), 0, 0);
+  const auto taken = board.TakeUses();
+  ASSERT_EQ(taken.size(), 1u);
+  EXPECT_EQ(taken[0].layer, 1);
+  EXPECT_EQ(taken[0].count, 10u);
+  board.Sync(cache.get(), 0, 0);
+  EXPECT_TRUE(board.TakeUses().empty());
+}
+
 }  // namespace
 }  // namespace hearth::worker

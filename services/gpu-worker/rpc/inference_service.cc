@@ -7,6 +7,7 @@
 #include "common/base/status_macros.h"
 #include "common/rpc/status.h"
 #include "services/gpu-worker/rpc/chat_prompt.h"
+#include "services/gpu-worker/rpc/expert_cache_calls.h"
 #include "services/gpu-worker/rpc/generate_reactor.h"
 #include "services/gpu-worker/rpc/request.h"
 
@@ -139,6 +140,25 @@ grpc::ServerUnaryReactor* InferenceService::GetStatus(grpc::CallbackServerContex
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   *response = state_->Status();
   reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetExpertCache(
+    grpc::CallbackServerContext* context, const v1::GetExpertCacheRequest* /*request*/,
+    v1::ExpertCacheStatus* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto tier = FindExpertTier(*state_);
+  if (tier.ok()) *response = ToProto((*tier)->Statistics());
+  reactor->Finish(ToGrpc(tier.status()));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::SetExpertCachePolicy(
+    grpc::CallbackServerContext* context, const v1::SetExpertCachePolicyRequest* request,
+    v1::SetExpertCachePolicyResponse* /*response*/) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto tier = FindExpertTier(*state_);
+  reactor->Finish(ToGrpc(tier.ok() ? ChangePolicy(**tier, request->policy()) : tier.status()));
   return reactor;
 }
 

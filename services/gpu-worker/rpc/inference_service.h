@@ -30,6 +30,12 @@ class InferenceService final : public v1::Inference::CallbackService {
   grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context,
                                       const v1::GetStatusRequest* request,
                                       v1::WorkerStatus* response) override;
+  grpc::ServerUnaryReactor* GetExpertCache(grpc::CallbackServerContext* context,
+                                           const v1::GetExpertCacheRequest* request,
+                                           v1::ExpertCacheStatus* response) override;
+  grpc::ServerUnaryReactor* SetExpertCachePolicy(
+      grpc::CallbackServerContext* context, const v1::SetExpertCachePolicyRequest* request,
+      v1::SetExpertCachePolicyResponse* response) override;
 
  private:
   // Runs `work` with the model on the text threads, and ends the call with its status.

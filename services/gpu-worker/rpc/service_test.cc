@@ -198,6 +198,71 @@ TEST_F(ServiceTest, TextCallsUseTheModelsTokenizerAndTemplate) {
   EXPECT_EQ(info.id(), "fake");
 }
 
+TEST_F(ServiceTest, ExpertCacheIsShownAndItsPolicyChanged) {
+  const CacheShape shape{.n_layers = 2, .n_experts = 4, .n_slots = 3};
+  TierBoard board(shape, {}, 1000, {{"vram", "expert cache", 3000}});
+  const auto cache = ExpertCache::Create(shape, "lru");
+  ASSERT_OK(cache);
+  const ExpertUse uses[] = {{1, 2, 1}, {1, 3, 1}};
+  (*cache)->RecordStep(uses);
+  (*cache)->Publish((*cache)->PlanAdmissions(1)[0]);
+  (*cache)->RecordStep(uses);
+  board.Sync(cache->get(), 1000, 3000);
+  model_.expert_tier = &board;
+  Serve();
+  const auto change = [&](const std::string& policy) {
+    grpc::ClientContext context;
+    v1::SetExpertCachePolicyRequest request;
+    request.set_policy(policy);
+    v1::SetExpertCachePolicyResponse response;
+    return FromGrpc(stub_->SetExpertCachePolicy(&context, request, &response));
+  };
+  const auto show = [&] {
+    grpc::ClientContext context;
+    v1::ExpertCacheStatus status;
+    EXPECT_TRUE(stub_->GetExpertCache(&context, {}, &status).ok());
+    return status;
+  };
+  const v1::ExpertCacheStatus status = show();
+  EXPECT_EQ(status.policy(), "lru");
+  EXPECT_THAT(status.policies(), ::testing::Contains("profile"));
+  EXPECT_EQ(status.slots_free(), 2u);
+  EXPECT_EQ(status.slots_resident(), 1u);
+  EXPECT_EQ(status.slot_bytes(), 1000u);
+  ASSERT_EQ(status.layers_size(), 2);
+  EXPECT_EQ(status.layers(1).layer(), 1u);
+  EXPECT_EQ(status.layers(1).hits(), 1u);
+  EXPECT_EQ(status.layers(1).misses(), 3u);
+  EXPECT_EQ(status.layers(1).admissions(), 1u);
+  EXPECT_EQ(status.pcie_bytes(), 1000u);
+  EXPECT_EQ(status.cpu_bytes(), 3000u);
+  EXPECT_EQ(status.parts(0).component(), "expert cache");
+  EXPECT_EQ(status.candidates_dropped(), 1u);
+
+  EXPECT_THAT(change("magic"), IsStatus(absl::StatusCode::kInvalidArgument, HasSubstr("recency")));
+  EXPECT_THAT(change("profile"),
+              IsStatus(absl::StatusCode::kFailedPrecondition, HasSubstr("counts")));
+  ASSERT_OK(change("prompt"));
+  board.Sync(cache->get(), 0, 0);  // the next step
+  EXPECT_EQ(show().policy(), "prompt");
+}
+
+TEST_F(ServiceTest, BackendWithoutExpertCacheSaysSo) {
+  grpc::ClientContext loading;
+  v1::ExpertCacheStatus status;
+  EXPECT_EQ(stub_->GetExpertCache(&loading, {}, &status).error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+  model_.info.set_backend("cpu");
+  Serve();
+  grpc::ClientContext get, set;
+  const absl::Status refused = FromGrpc(stub_->GetExpertCache(&get, {}, &status));
+  EXPECT_THAT(refused, IsStatus(absl::StatusCode::kFailedPrecondition,
+                                HasSubstr("the backend 'cpu' has no expert cache")));
+  v1::SetExpertCachePolicyResponse response;
+  EXPECT_EQ(stub_->SetExpertCachePolicy(&set, {}, &response).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+}
+
 class ReadinessTest : public testing::ServedFakeTest {};
 
 TEST_F(ReadinessTest, LoadingWorkerIsAliveAndNotReady) {

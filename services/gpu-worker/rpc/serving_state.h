@@ -10,6 +10,7 @@
 #include "common/text/chat_template.h"
 #include "common/text/tokenizer.h"
 #include "hearth/v1/inference.pb.h"
+#include "services/gpu-worker/experts/expert_tier.h"
 #include "services/gpu-worker/scheduler/scheduler.h"
 
 namespace hearth::worker {
@@ -20,7 +21,8 @@ struct ServedModel {
   const ChatTemplate* chat_template = nullptr;  // null: the checkpoint has none
   Scheduler* scheduler = nullptr;
   SchedulerObserver* observer =
-      nullptr;  // hears of requests refused before the scheduler; may be null
+      nullptr;                        // hears of requests refused before the scheduler; may be null
+  ExpertTier* expert_tier = nullptr;  // null: the backend has no expert cache
   ModelConfig config;
   v1::ModelInfo info;
 };

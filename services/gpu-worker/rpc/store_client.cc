@@ -65,6 +65,7 @@ void StoreClient::Run() {
     const absl::Status status = Visit();
     if (status.ok()) {
       ReportUses();
+      FetchProfile();
       pause = options_.probe_interval;
       continue;
     }
@@ -151,7 +152,9 @@ void StoreClient::ReportUses() {
   reported_at_ = now;
   v1::ReportUsageRequest request;
   request.set_worker_id(options_.worker_id);
-  for (const ExpertUses& uses : experts_->TakeUses()) {
+  // A tier sees all uses, the experts in RAM only those that it doesn't hold.
+  const auto all = options_.tier != nullptr ? options_.tier->TakeUses() : experts_->TakeUses();
+  for (const ExpertUses& uses : all) {
     v1::ExpertUsage* usage = request.add_usage();
     usage->set_layer(static_cast<uint32_t>(uses.layer));
     usage->set_expert(static_cast<uint32_t>(uses.expert));
@@ -165,6 +168,25 @@ void StoreClient::ReportUses() {
   // Lost counts only make the profile a little older: the next Describe notices a lost store.
   stub_->ReportUsage(&context, request, &response);
   End();
+}
+
+void StoreClient::FetchProfile() {
+  const auto now = std::chrono::steady_clock::now();
+  if (options_.tier == nullptr || now < profile_at_) return;
+  grpc::ClientContext context;
+  SetTimeout(context);
+  if (!Begin(&context)) return;
+  v1::Profile profile;
+  const grpc::Status fetched = stub_->GetProfile(&context, {}, &profile);
+  End();
+  if (!fetched.ok()) return;  // asked for again the next time
+  profile_at_ = now + options_.profile_interval;
+  std::vector<ExpertUses> uses;
+  for (const v1::ExpertUsage& usage : profile.usage()) {
+    uses.push_back(
+        {static_cast<int>(usage.layer()), static_cast<int>(usage.expert()), usage.count()});
+  }
+  options_.tier->SetProfile(std::move(uses));
 }
 
 void StoreClient::OnLost(const absl::Status& why) {

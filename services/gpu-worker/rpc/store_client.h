@@ -1,6 +1,6 @@
 // The worker's side of expert-store: attaches, follows its loading, notices within a second when it
-// goes or comes back, and reports which experts were used. One thread; the experts themselves never
-// pass here.
+// goes or comes back, reports which experts were used and fetches the profile of all that was. One
+// thread; the experts themselves never pass here.
 #pragma once
 
 #include <grpcpp/client_context.h>
@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "hearth/v1/expert_store.grpc.pb.h"
 #include "services/gpu-worker/experts/attached_experts.h"
+#include "services/gpu-worker/experts/expert_tier.h"
 #include "services/gpu-worker/rpc/serving_state.h"
 
 namespace hearth::worker {
@@ -26,6 +27,8 @@ struct StoreClientOptions {
   std::string fingerprint;  // Checkpoint::ExpertFingerprint()
   std::chrono::milliseconds probe_interval{1000};
   std::chrono::milliseconds report_interval{5000};
+  std::chrono::milliseconds profile_interval{60000};
+  ExpertTier* tier = nullptr;  // borrowed; gets the store's profile and counts uses; may be null
 };
 
 class StoreClient {
@@ -46,6 +49,7 @@ class StoreClient {
   absl::Status Map(const v1::AttachResponse& response);
   void FollowLoading();
   void ReportUses();
+  void FetchProfile();
   void OnLost(const absl::Status& why);
   // False when it is time to stop.
   bool WaitFor(std::chrono::milliseconds time);
@@ -65,6 +69,7 @@ class StoreClient {
   std::string trouble_;      // the reason logged last for having no experts yet
   std::string mapped_file_;  // device and inode of the segment that is mapped
   std::chrono::steady_clock::time_point reported_at_;
+  std::chrono::steady_clock::time_point profile_at_;  // when it is due
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -60,6 +60,14 @@ class FakeStore final : public v1::ExpertStore::Service {
     writer->Write(progress);
     return grpc::Status::OK;
   }
+  grpc::Status GetProfile(grpc::ServerContext*, const v1::GetProfileRequest*,
+                          v1::Profile* profile) override {
+    v1::ExpertUsage* usage = profile->add_usage();
+    usage->set_layer(1);
+    usage->set_expert(3);
+    usage->set_count(static_cast<uint64_t>(++n_profiles));
+    return grpc::Status::OK;
+  }
   grpc::Status ReportUsage(grpc::ServerContext*, const v1::ReportUsageRequest* request,
                            v1::ReportUsageResponse*) override {
     for (const auto& usage : request->usage()) n_uses += static_cast<int>(usage.count());
@@ -76,7 +84,7 @@ class FakeStore final : public v1::ExpertStore::Service {
     instance_ = instance;
   }
 
-  std::atomic<int> n_attaches{0}, n_uses{0};
+  std::atomic<int> n_attaches{0}, n_uses{0}, n_profiles{0};
   std::atomic<bool> loading_fails{false};
 
  private:
@@ -107,7 +115,9 @@ class StoreClientTest : public ::testing::Test {
                            .worker_id = "worker-1",
                            .fingerprint = kFingerprint,
                            .probe_interval = 20ms,
-                           .report_interval = 20ms},
+                           .report_interval = 20ms,
+                           .profile_interval = 20ms,
+                           .tier = tier_},
         &state_, &experts_, [this] { ++n_attached_; },
         [this](const absl::Status& why) {
           const std::lock_guard lock(mutex_);
@@ -140,6 +150,7 @@ class StoreClientTest : public ::testing::Test {
   const std::filesystem::path segment_ = folder_ / "segment";
   ServingState state_;
   AttachedExperts experts_{3, 4};
+  ExpertTier* tier_ = nullptr;  // borrowed by the client
   std::atomic<int> n_attached_{0};
   std::mutex mutex_;
   std::vector<absl::Status> refusals_;   // guarded by mutex_
@@ -155,6 +166,29 @@ TEST_F(StoreClientTest, AttachesToAStoreThatComesLaterAndReportsUses) {
   FirstExpert();
   FirstExpert();
   EXPECT_TRUE(Eventually([&] { return store->n_uses == 2; }));
+}
+
+TEST_F(StoreClientTest, TierReportsItsUsesAndGetsTheStoresProfile) {
+  const CacheShape shape{.n_layers = 3, .n_experts = 4, .n_slots = 1};
+  TierBoard board(shape, {}, 100, {});
+  ASSERT_OK_AND_ASSIGN(const auto cache, ExpertCache::Create(shape, "lru"));
+  tier_ = &board;
+  const auto store = Store("first");
+  StartClient();
+  const ExpertUse use[] = {{2, 1, 7}};
+  cache->RecordStep(use);
+  ASSERT_TRUE(Eventually([&] {
+    board.Sync(cache.get(), 0, 0);
+    return store->n_uses == 7;
+  }));
+  EXPECT_TRUE(Eventually([&] { return store->n_profiles >= 3; }));  // it grows: asked for again
+  ASSERT_OK(board.SetPolicy("profile"));
+  board.Sync(cache.get(), 0, 0);
+  const auto admissions = cache->PlanAdmissions(1);
+  ASSERT_EQ(admissions.size(), 1u);
+  EXPECT_EQ(admissions[0].layer, 1);
+  EXPECT_EQ(admissions[0].expert, 3);
+  client_.reset();
 }
 
 TEST_F(StoreClientTest, LoadingStoresProgressIsShownUntilItIsReady) {

@@ -69,7 +69,8 @@ WorkerMetrics::WorkerMetrics()
       expert_uses_(AddFamily(*registry_, "hearth_expert_uses_total",
                              "Experts looked up, once for each step that used one")),
       stop_(success_.Add({{"finished_reason", "stop"}})),
-      length_(success_.Add({{"finished_reason", "length"}})) {
+      length_(success_.Add({{"finished_reason", "length"}})),
+      expert_cache_(*registry_) {
   // Rates need the zero before the first event.
   for (const absl::StatusCode code :
        {absl::StatusCode::kCancelled, absl::StatusCode::kDeadlineExceeded,
@@ -112,7 +113,8 @@ void WorkerMetrics::OnStep(Seconds duration, int prefill_tokens, int decode_toke
   decode_rows_.Increment(decode_tokens);
 }
 
-void WorkerMetrics::Refresh(const ServingState& state, const AttachedExperts* experts) {
+void WorkerMetrics::Refresh(const ServingState& state, const AttachedExperts* experts,
+                            const ExpertTier* tier) {
   const v1::WorkerStatus status = state.Status();
   running_.Set(status.n_running());
   waiting_.Set(status.n_waiting());
@@ -127,6 +129,7 @@ void WorkerMetrics::Refresh(const ServingState& state, const AttachedExperts* ex
     prometheus::Counter& counter = expert_uses_.Add({{"layer", std::to_string(layer)}});
     counter.Increment(static_cast<double>(uses[layer]) - counter.Value());
   }
+  expert_cache_.Refresh(tier, *experts);
 }
 
 }  // namespace hearth::worker

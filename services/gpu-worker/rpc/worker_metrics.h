@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "services/gpu-worker/experts/attached_experts.h"
+#include "services/gpu-worker/rpc/expert_cache_metrics.h"
 #include "services/gpu-worker/rpc/serving_state.h"
 #include "services/gpu-worker/scheduler/observer.h"
 
@@ -31,8 +32,10 @@ class WorkerMetrics final : public SchedulerObserver {
   void OnGuesses(int guessed, int right) override;
   void OnStep(Seconds duration, int prefill_tokens, int decode_tokens) override;
 
-  // Before each scrape. `experts` is null before the model is known.
-  void Refresh(const ServingState& state, const AttachedExperts* experts);
+  // Before each scrape. `experts` is null before the model is known, `tier` where the backend has
+  // no expert cache.
+  void Refresh(const ServingState& state, const AttachedExperts* experts,
+               const ExpertTier* tier = nullptr);
 
  private:
   std::shared_ptr<prometheus::Registry> registry_;
@@ -43,6 +46,7 @@ class WorkerMetrics final : public SchedulerObserver {
   prometheus::Counter &drafted_tokens_, &accepted_tokens_;
   prometheus::Family<prometheus::Counter>&success_, &failure_, &expert_uses_;
   prometheus::Counter &stop_, &length_;
+  ExpertCacheMetrics expert_cache_;
 };
 
 }  // namespace hearth::worker

@@ -67,5 +67,50 @@ TEST_F(WorkerMetricsTest, GaugesShowWhatRunsAndHowManyPagesItHas) {
   scheduler_->Stop();
 }
 
+TEST_F(WorkerMetricsTest, ExpertCacheIsCountedByLayer) {
+  const CacheShape shape{.n_layers = 2, .n_experts = 4, .n_slots = 3};
+  TierBoard board(shape, {}, 1000, {{"vram", "expert cache", 3000}});
+  const auto cache = ExpertCache::Create(shape, "lru");
+  ASSERT_OK(cache);
+  const ExpertUse uses[] = {{1, 2, 1}, {1, 3, 1}};
+  (*cache)->RecordStep(uses);
+  (*cache)->Publish((*cache)->PlanAdmissions(1)[0]);
+  (*cache)->RecordStep(uses);
+  board.Sync(cache->get(), 1000, 3000);
+  const AttachedExperts experts(2, 4);
+  metrics_.Refresh(state_, &experts, &board);
+  ASSERT_OK(board.SetPolicy("prompt"));
+  board.Sync(cache->get(), 1000, 3000);
+  metrics_.Refresh(state_, &experts, &board);  // counts are not added twice
+  const std::string text = RenderMetrics(*metrics_.registry());
+  for (const char* line : {
+           "hearth_expert_cache_hits_total{layer=\"1\"} 1\n",
+           "hearth_expert_cache_misses_total{layer=\"1\"} 3\n",
+           "hearth_expert_cache_misses_total{layer=\"0\"} 0\n",
+           "hearth_expert_cache_admissions_total{layer=\"1\"} 1\n",
+           "hearth_expert_cache_evictions_total{layer=\"1\"} 0\n",
+           "hearth_expert_bytes_total{path=\"pcie\"} 1000\n",
+           "hearth_expert_bytes_total{path=\"cpu\"} 3000\n",
+           "hearth_expert_cache_slots{state=\"free\"} 2\n",
+           "hearth_expert_cache_slots{state=\"resident\"} 1\n",
+           "hearth_expert_cache_slots{state=\"loading\"} 0\n",
+           "hearth_expert_cache_policy{policy=\"lru\"} 0\n",
+           "hearth_expert_cache_policy{policy=\"prompt\"} 1\n",
+           "hearth_tier_bytes{component=\"expert cache\",tier=\"vram\"} 3000\n",
+           "hearth_tier_bytes{component=\"experts\",tier=\"ram\"} 0\n",
+       }) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+}
+
+TEST_F(WorkerMetricsTest, WithoutExpertCacheItsCountsAreZeros) {
+  const AttachedExperts experts(2, 4);
+  metrics_.Refresh(state_, &experts);
+  const std::string text = RenderMetrics(*metrics_.registry());
+  EXPECT_THAT(text, HasSubstr("hearth_expert_cache_hits_total{layer=\"1\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("hearth_expert_cache_policy{policy=\"none\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("hearth_expert_bytes_total{path=\"pcie\"} 0\n"));
+}
+
 }  // namespace
 }  // namespace hearth::worker
