@@ -222,7 +222,7 @@ void AddPrefillCases(CudaCases* cases) {
     AddLinear(WeightKind::kBF16, 64, 2048, n_rows, PrefillTile::kBest, cases);   // beta and alpha
   }
   const auto slots = std::make_shared<Slots>();
-  for (const int n_rows : {64, 512, 2048, 4096}) AddExperts(slots, n_rows, cases);
+  for (const int n_rows : {512, 2048, 4096, 64}) AddExperts(slots, n_rows, cases);
 }
 
 }  // namespace hearth::bench

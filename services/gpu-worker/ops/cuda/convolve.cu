@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kMaxWidth = 4;  // of the convolution; shorter ones have zeros in front
 constexpr int kPast = kMaxWidth - 1;
-constexpr int kRowsAWarp = 32;  // of prefill; the rows before them are read again
+constexpr int kRowsAWarp = 8;  // of prefill; the three rows before them are read again
 constexpr float kL2Eps = 1e-6f;
 
 struct ConvolveArgs {
@@ -60,8 +60,9 @@ __device__ void WriteGates(const ConvolveArgs& args, int value_head, int64_t row
 }
 
 // One warp (and block) owns a unit of one sequence over kRowsAWarp rows: blockIdx.x is the unit, y
-// the sequence, z the stretch of rows. Lane l owns channels l, l + 32, ... and slides over the rows
-// with the last inputs in registers. The first stretch reads the history and then replaces it.
+// the sequence, z the stretch of rows. Lane l owns channels l, l + 32, ... and slides over the
+// rows, all of which are on their way at once. The first stretch reads the history and then
+// replaces it.
 template <int kPerLane>
 __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
   static_assert(kPerLane >= 1 && kPerLane <= 8);
@@ -112,23 +113,36 @@ __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
     }
   }
 
-  for (int t = begin; t < end; ++t) {
+  // The rows' inputs.
+  float newest[kRowsAWarp][kPerLane];
+#pragma unroll
+  for (int r = 0; r < kRowsAWarp; ++r) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int channel = lane + i * kWarp;
+      const bool is_there = channel < unit.width && begin + r < end;
+      newest[r][i] = is_there ? input[(begin + r) * row_size + channel] : 0.f;
+    }
+  }
+
+#pragma unroll
+  for (int r = 0; r < kRowsAWarp; ++r) {
+    const int t = begin + r;
+    if (t >= end) break;
     // Convolution and SiLU.
     float value[kPerLane], squares = 0;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      const int channel = lane + i * kWarp;
-      const float newest = channel < unit.width ? input[t * row_size + channel] : 0.f;
       float sum = 0;
 #pragma unroll
       for (int p = 0; p < kPast; ++p) sum += kernel[i][p] * window[i][p];
-      value[i] = SiluOf(sum + kernel[i][kPast] * newest);
+      value[i] = SiluOf(sum + kernel[i][kPast] * newest[r][i]);
       squares += value[i] * value[i];
 #pragma unroll
       for (int p = 0; p + 1 < kPast; ++p) window[i][p] = window[i][p + 1];
-      window[i][kPast - 1] = newest;
+      window[i][kPast - 1] = newest[r][i];
     }
-    // Norm and gates.
+    // Norm.
     const float factor = unit.is_normalised ? unit.scale / sqrtf(WarpSum(squares) + kL2Eps) : 1.f;
     float* const to = args.to.mixed + (first_row + t) * channels + unit.to;
 #pragma unroll
@@ -136,7 +150,11 @@ __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
       const int channel = lane + i * kWarp;
       if (channel < unit.width) to[channel] = value[i] * factor;
     }
-    if (unit.value_head >= 0 && lane == 0) WriteGates(args, unit.value_head, first_row + t);
+  }
+  // Gates: a lane has a row.
+  static_assert(kRowsAWarp <= kWarp);
+  if (unit.value_head >= 0 && begin + lane < end) {
+    WriteGates(args, unit.value_head, first_row + begin + lane);
   }
 
   // History: the last inputs of the sequence. Only this lane reads or writes these channels of it,
