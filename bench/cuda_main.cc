@@ -1,5 +1,5 @@
-// hearth-bench-cuda [FILTER]: times the CUDA kernels at the 80B model's shapes (those whose op
-// holds FILTER; a group's name prepares that group alone): a table on stderr, one JSON object on
+// hearth-bench-cuda [GROUP] [FILTER]: times the CUDA kernels at the 80B model's shapes, of all
+// groups or one, those whose op holds FILTER: a table on stderr, one JSON object on
 // stdout. Each case's launches are replayed as a CUDA graph, so that launch gaps are those of a
 // decode step; the median of the replays counts.
 #include <algorithm>
@@ -95,7 +95,10 @@ constexpr CaseGroup kGroups[] = {{"float linears", AddLinearCases},
                                  {"prefill mixer", AddPrefillMixerCases}};
 
 int Main(int argc, char** argv) {
-  const std::string filter = argc > 1 ? argv[1] : "";
+  const std::string first = argc > 1 ? argv[1] : "";
+  const bool is_group =
+      std::ranges::any_of(kGroups, [&](const CaseGroup& group) { return first == group.name; });
+  const std::string filter = !is_group ? first : argc > 2 ? argv[2] : "";
   cudaDeviceProp device{};
   const cudaError_t found = cudaGetDeviceProperties(&device, 0);
   if (found != cudaSuccess) {
@@ -104,16 +107,14 @@ int Main(int argc, char** argv) {
   }
   CudaCases cases;
   AddCopyCase(&cases);
-  const bool is_group =
-      std::ranges::any_of(kGroups, [&](const CaseGroup& group) { return filter == group.name; });
   for (const CaseGroup& group : kGroups) {
-    if (!is_group || filter == group.name) group.add(&cases);
+    if (!is_group || first == group.name) group.add(&cases);
   }
   json::array results;
   double copy_rate = 1;
   int n_failed = 0;
   for (const CudaCase& one : cases) {
-    if (!is_group && one.op != "copy" && one.op.find(filter) == std::string::npos) continue;
+    if (one.op != "copy" && one.op.find(filter) == std::string::npos) continue;
     std::vector<double> seconds;
     const cudaError_t error = Time(one, &seconds);
     if (error != cudaSuccess) {

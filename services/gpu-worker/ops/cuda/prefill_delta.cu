@@ -26,12 +26,12 @@ __device__ inline uint32_t PieceAddress(uint32_t image, int row, int piece) {
 }
 
 struct Scratch {
-  float* solved_v;    // [chunks, Hv, 64, dv]
-  float* log_decays;  // [chunks, Hv, 64], summed from the chunk's first row on
-  __half* solved_k;   // [chunks, Hv] images of -(1 + A)^-1 beta exp(G) K
-  __half* products;   // [chunks, Hv] square images of P
-  __half* keys;       // [chunks, Hk] images
-  __half* queries;    // [chunks, Hk] images
+  float* solved_v;   // [chunks, Hv, 64, dv]
+  float* factors;    // [chunks, Hv, 2, 64]: exp(G_i) and exp(G_63 - G_i)
+  __half* solved_k;  // [chunks, Hv] images of -(1 + A)^-1 beta exp(G) K
+  __half* products;  // [chunks, Hv] square images of P
+  __half* keys;      // [chunks, Hk] images
+  __half* queries;   // [chunks, Hk] images
 };
 
 struct ChunkArgs {
@@ -50,7 +50,7 @@ __device__ inline uint32_t Pack(float low, float high) {
 
 constexpr int kChunkThreads = 256;
 constexpr int kPitch = kChunk + 4;  // of A's rows, in floats
-constexpr int kChunkShared = 2 * kKeyImage * 2 + kChunk * kPitch * 4;
+constexpr int kChunkShared = 2 * kKeyImage * 2 + kChunk * (kPitch + kMaxDim) * 4;
 
 // 8 values of a row of q or k, as f16.
 __device__ inline uint4 LoadPiece(const float* row, int piece, int dk, bool is_there) {
@@ -77,65 +77,42 @@ __device__ inline void SolveColumn(const float* a, float (&x)[kChunk]) {
   }
 }
 
-// One block owns one chunk (blockIdx.x) of one value head (y).
-__global__ void __launch_bounds__(kChunkThreads)
-    ChunkKernel(const __grid_constant__ ChunkArgs args) {
-  extern __shared__ uint4 shared[];
-  __shared__ float log_decays[kChunk], betas[kChunk];
-  auto* keys = reinterpret_cast<__half*>(shared);
-  __half* queries = keys + kKeyImage;
-  auto* a = reinterpret_cast<float*>(queries + kKeyImage);
-  if (*args.state == nullptr) return;
-  const DeltaShape& shape = args.shape;
-  const int dk = shape.key_dim, dv = shape.value_dim, share = shape.value_heads / shape.key_heads;
-  const int chunk = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int64_t first_row = int64_t{chunk} * kChunk;
-  const int n_rows = min(kChunk, args.n_rows - chunk * kChunk);
-  const int64_t n_keys = int64_t{shape.key_heads} * dk;
-  const int64_t channels = 2 * n_keys + int64_t{shape.value_heads} * dv;
-  const float* const mixed = args.in.mixed + first_row * channels;
-  const int64_t of_head = int64_t{chunk} * shape.value_heads + head;
-
-  // Rows of q and k, as f16, and the decays' logarithms summed up. Rows beyond the last change
-  // nothing: decay 1, beta 0.
-  const int64_t of_key_head = int64_t{chunk} * shape.key_heads + head / share;
+// Of a chunk's rows: G, exp(G) and beta. One warp.
+struct Gates {
+  float log_decays[kChunk], factors[kChunk], betas[kChunk];
+};
+__device__ void SumDecays(const ChunkArgs& args, int64_t first_row, int n_rows, int head,
+                          Gates& gates) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  float decays[kChunk / kWarp], betas[kChunk / kWarp], before = 0;
 #pragma unroll
-  for (int i = thread; i < kChunk * kKeys / 8; i += kChunkThreads) {
-    const int row = i / (kKeys / 8), piece = i % (kKeys / 8);
-    const float* const from = mixed + row * channels + int64_t{head / share} * dk;
-    const uint4 q = LoadPiece(from, piece, dk, row < n_rows);
-    const uint4 k = LoadPiece(from + n_keys, piece, dk, row < n_rows);
-    const int at = ImagePlace<kKeys>(row, piece * 8);
-    *reinterpret_cast<uint4*>(queries + at) = q;
-    *reinterpret_cast<uint4*>(keys + at) = k;
-    if (head % share != 0) continue;
-    *reinterpret_cast<uint4*>(args.scratch.queries + of_key_head * kKeyImage + at) = q;
-    *reinterpret_cast<uint4*>(args.scratch.keys + of_key_head * kKeyImage + at) = k;
+  for (int half = 0; half < kChunk / kWarp; ++half) {
+    const int row = half * kWarp + lane;
+    const int64_t at = (first_row + row) * args.shape.value_heads + head;
+    decays[half] = row < n_rows ? args.in.decay[at] : 1.f;
+    betas[half] = row < n_rows ? args.in.beta[at] : 0.f;
   }
-  if (warp == 0) {
-    float before = 0;
 #pragma unroll
-    for (int half = 0; half < kChunk / kWarp; ++half) {
-      const int row = half * kWarp + lane;
-      const int64_t at = (first_row + row) * shape.value_heads + head;
-      const float decay = row < n_rows ? args.in.decay[at] : 1.f;
-      float sum = logf(fmaxf(decay, 1e-37f));
+  for (int half = 0; half < kChunk / kWarp; ++half) {
+    float sum = logf(fmaxf(decays[half], 1e-37f));
 #pragma unroll
-      for (int d = 1; d < kWarp; d *= 2) {
-        const float below = __shfl_up_sync(kAllLanes, sum, d);
-        if (lane >= d) sum += below;
-      }
-      sum += before;
-      before = __shfl_sync(kAllLanes, sum, kWarp - 1);
-      log_decays[row] = sum;
-      betas[row] = row < n_rows ? args.in.beta[at] : 0.f;
-      args.scratch.log_decays[of_head * kChunk + row] = sum;
+    for (int d = 1; d < kWarp; d *= 2) {
+      const float below = __shfl_up_sync(kAllLanes, sum, d);
+      if (lane >= d) sum += below;
     }
+    sum += before;
+    before = __shfl_sync(kAllLanes, sum, kWarp - 1);
+    gates.log_decays[half * kWarp + lane] = sum;
+    gates.factors[half * kWarp + lane] = expf(sum);
+    gates.betas[half * kWarp + lane] = betas[half];
   }
-  __syncthreads();  // q, k, decays and betas are there
+}
 
-  // A and P: a warp has 16 rows and half of the columns.
+// A, and P to `products`: a warp has 16 rows and half of the columns.
+__device__ void MakeSquares(const __half* queries, const __half* keys, const Gates& gates, float* a,
+                            __half* products) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int row_block = warp / 2 * 16, column_block = warp % 2 * 32;
   float kk[4][4] = {}, qk[4][4] = {};
   const uint32_t keys_at = SharedAddress(keys), queries_at = SharedAddress(queries);
@@ -156,7 +133,6 @@ __global__ void __launch_bounds__(kChunkThreads)
       MultiplyHalf(qk[2 * j + 1], from_q, b[2], b[3]);
     }
   }
-  __half* const products = args.scratch.products + of_head * kSquareImage;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
 #pragma unroll
@@ -166,31 +142,91 @@ __global__ void __launch_bounds__(kChunkThreads)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int above = row - column - c;
-        const float ratio = above >= 0 ? expf(log_decays[row] - log_decays[column + c]) : 0.f;
+        const float ratio =
+            above >= 0 ? expf(gates.log_decays[row] - gates.log_decays[column + c]) : 0.f;
         p[c] = ratio * qk[j][2 * half + c];
-        a[row * kPitch + column + c] = above > 0 ? betas[row] * ratio * kk[j][2 * half + c] : 0.f;
+        a[row * kPitch + column + c] =
+            above > 0 ? gates.betas[row] * ratio * kk[j][2 * half + c] : 0.f;
       }
       *reinterpret_cast<uint32_t*>(products + ImagePlace<kChunk>(row, column)) = Pack(p[0], p[1]);
     }
   }
-  __syncthreads();  // A is there
+}
 
-  // Solutions: the first half of the threads have columns of V, the others of K.
+// One block owns one chunk (blockIdx.x) of one value head (y). In the end the first half of its
+// threads have a column of V each, the others one of K.
+__global__ void __launch_bounds__(kChunkThreads, 2)
+    ChunkKernel(const __grid_constant__ ChunkArgs args) {
+  extern __shared__ uint4 shared[];
+  __shared__ Gates gates;
+  auto* keys = reinterpret_cast<__half*>(shared);
+  __half* queries = keys + kKeyImage;
+  auto* a = reinterpret_cast<float*>(queries + kKeyImage);
+  float* values = a + kChunk * kPitch;
+  if (*args.state == nullptr) return;
+  const DeltaShape& shape = args.shape;
+  const int dk = shape.key_dim, dv = shape.value_dim, share = shape.value_heads / shape.key_heads;
+  const int chunk = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t first_row = int64_t{chunk} * kChunk;
+  const int n_rows = min(kChunk, args.n_rows - chunk * kChunk);
+  const int64_t n_keys = int64_t{shape.key_heads} * dk;
+  const int64_t channels = 2 * n_keys + int64_t{shape.value_heads} * dv;
+  const float* const mixed = args.in.mixed + first_row * channels;
+  const int64_t of_head = int64_t{chunk} * shape.value_heads + head;
+  const int64_t of_key_head = int64_t{chunk} * shape.key_heads + head / share;
+
+  // Values, on their way until they are needed. Rows beyond the last change nothing: zeros, with
+  // decay 1 and beta 0.
+  const float* const from_values = mixed + 2 * n_keys + int64_t{head} * dv;
+#pragma unroll
+  for (int i = thread; i < kChunk * kMaxDim / 4; i += kChunkThreads) {
+    const int row = i / (kMaxDim / 4), column = i % (kMaxDim / 4) * 4;
+    const bool is_there = row < n_rows && column < dv;
+    CopyAsync16(SharedAddress(values + i * 4),
+                is_there ? from_values + row * channels + column : nullptr, is_there);
+  }
+  CommitCopies();
+
+  // Rows of q and k, as f16, and the gates.
+#pragma unroll
+  for (int i = thread; i < kChunk * kKeys / 8; i += kChunkThreads) {
+    const int row = i / (kKeys / 8), piece = i % (kKeys / 8);
+    const float* const from = mixed + row * channels + int64_t{head / share} * dk;
+    const uint4 q = LoadPiece(from, piece, dk, row < n_rows);
+    const uint4 k = LoadPiece(from + n_keys, piece, dk, row < n_rows);
+    const int at = ImagePlace<kKeys>(row, piece * 8);
+    *reinterpret_cast<uint4*>(queries + at) = q;
+    *reinterpret_cast<uint4*>(keys + at) = k;
+    if (head % share != 0) continue;
+    *reinterpret_cast<uint4*>(args.scratch.queries + of_key_head * kKeyImage + at) = q;
+    *reinterpret_cast<uint4*>(args.scratch.keys + of_key_head * kKeyImage + at) = k;
+  }
+  if (thread < kWarp) SumDecays(args, first_row, n_rows, head, gates);
+  __syncthreads();  // q, k and gates are there
+
+  MakeSquares(queries, keys, gates, a, args.scratch.products + of_head * kSquareImage);
+  if (thread < kChunk) {
+    float* const to = args.scratch.factors + of_head * 2 * kChunk + thread;
+    to[0] = gates.factors[thread];
+    to[kChunk] = expf(gates.log_decays[kChunk - 1] - gates.log_decays[thread]);
+  }
+  WaitForCopies<0>();
+  __syncthreads();  // A and V are there
+
+  // Solutions.
+  float x[kChunk];
   const bool is_value = thread < kMaxDim;
   const int column = thread % kMaxDim;
-  if (column >= (is_value ? dv : kKeys)) return;
-  const float* const from =
-      mixed + (is_value ? 2 * n_keys + int64_t{head} * dv : n_keys + int64_t{head / share} * dk) +
-      column;
-  float x[kChunk];
-  const bool is_there = is_value || column < dk;
 #pragma unroll
   for (int i = 0; i < kChunk; ++i) {
-    x[i] = is_there && i < n_rows ? from[i * channels] * betas[i] : 0.f;
-    if (!is_value) x[i] *= -expf(log_decays[i]);
+    x[i] = is_value ? values[i * kMaxDim + column]
+                    : -gates.factors[i] * __half2float(keys[ImagePlace<kKeys>(i, column)]);
+    x[i] *= gates.betas[i];
   }
   SolveColumn(a, x);
   if (is_value) {
+    if (column >= dv) return;
     float* const to = args.scratch.solved_v + of_head * kChunk * dv + column;
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) to[i * dv] = x[i];
@@ -204,7 +240,11 @@ __global__ void __launch_bounds__(kChunkThreads)
 constexpr int kScanWarps = 4, kScanThreads = kScanWarps * kWarp;
 constexpr int kScanColumns = kScanWarps * 16;  // of a head's values, a block
 constexpr int kKeyImageBytes = kKeyImage * 2, kSquareImageBytes = kSquareImage * 2;
-constexpr int kScanStage = 3 * kKeyImageBytes + kSquareImageBytes + kChunk * 4;
+constexpr int kSolvedPitch = kScanColumns + 4;  // of V's solutions, in floats
+constexpr int kSolvedBytes = kChunk * kSolvedPitch * 4, kFactorBytes = 2 * kChunk * 4;
+// A stage: images of K's solutions, q and k, P, factors, the block's columns of V's solutions.
+constexpr int kProductsAt = 3 * kKeyImageBytes, kFactorsAt = kProductsAt + kSquareImageBytes,
+              kSolvedAt = kFactorsAt + kFactorBytes, kScanStage = kSolvedAt + kSolvedBytes;
 
 // Copies bytes (a multiple of 16) by the whole block.
 __device__ inline void CopyPieces(uint32_t to, const void* from, int bytes) {
@@ -213,18 +253,25 @@ __device__ inline void CopyPieces(uint32_t to, const void* from, int bytes) {
   }
 }
 
-__device__ inline void LoadChunk(const ChunkArgs& args, int chunk, int head, uint32_t stage) {
-  const int share = args.shape.value_heads / args.shape.key_heads;
+__device__ inline void LoadChunk(const ChunkArgs& args, int chunk, int head, int first_column,
+                                 uint32_t stage) {
+  const int share = args.shape.value_heads / args.shape.key_heads, dv = args.shape.value_dim;
   const int64_t of_head = int64_t{chunk} * args.shape.value_heads + head;
   const int64_t of_key_head = int64_t{chunk} * args.shape.key_heads + head / share;
   const Scratch& scratch = args.scratch;
   CopyPieces(stage, scratch.solved_k + of_head * kKeyImage, kKeyImageBytes);
   CopyPieces(stage + kKeyImageBytes, scratch.queries + of_key_head * kKeyImage, kKeyImageBytes);
   CopyPieces(stage + 2 * kKeyImageBytes, scratch.keys + of_key_head * kKeyImage, kKeyImageBytes);
-  CopyPieces(stage + 3 * kKeyImageBytes, scratch.products + of_head * kSquareImage,
-             kSquareImageBytes);
-  CopyPieces(stage + 3 * kKeyImageBytes + kSquareImageBytes, scratch.log_decays + of_head * kChunk,
-             kChunk * 4);
+  CopyPieces(stage + kProductsAt, scratch.products + of_head * kSquareImage, kSquareImageBytes);
+  CopyPieces(stage + kFactorsAt, scratch.factors + of_head * 2 * kChunk, kFactorBytes);
+  const float* const solved = scratch.solved_v + of_head * kChunk * dv + first_column;
+  for (int i = static_cast<int>(threadIdx.x); i < kChunk * kScanColumns / 4; i += kScanThreads) {
+    const int row = i / (kScanColumns / 4), column = i % (kScanColumns / 4) * 4;
+    const bool is_there = first_column + column < dv;
+    CopyAsync16(stage + static_cast<uint32_t>(kSolvedAt + (row * kSolvedPitch + column) * 4),
+                is_there ? solved + row * dv + column : nullptr, is_there);
+  }
+  CommitCopies();
 }
 
 // A's side of a product, of two neighbouring tiles of sums.
@@ -264,11 +311,12 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const __grid_constant
   const int dk = shape.key_dim, dv = shape.value_dim;
   const int head = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x) % kWarp;
   const int t = lane % 4, g = lane / 4;
-  const int first_column = (static_cast<int>(blockIdx.y * kScanWarps + threadIdx.x / kWarp)) * 16;
-  const bool is_mine = first_column < dv;
+  const int block_column = static_cast<int>(blockIdx.y) * kScanColumns;
+  const int my_column = static_cast<int>(threadIdx.x) / kWarp * 16 + g;  // of the block's
+  const bool is_mine = block_column + my_column < dv;
   const int n_chunks = (args.n_rows + kChunk - 1) / kChunk;
   const uint32_t stages = SharedAddress(shared);
-  float* const home = states + int64_t{head} * dk * dv + first_column + g;
+  float* const home = states + int64_t{head} * dk * dv + block_column + my_column;
 
   // Read S.
   float s[kKeys / 8][4];
@@ -281,33 +329,29 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const __grid_constant
     }
   }
 
-  LoadChunk(args, 0, head, stages);
-  CommitCopies();
+  LoadChunk(args, 0, head, block_column, stages);
   for (int chunk = 0; chunk < n_chunks; ++chunk) {
-    // U^T begins as V's solution, on its way while the matrices arrive.
+    WaitForCopies<0>();
+    __syncthreads();  // the chunk's matrices are there, and the other stage has been read
+    const int stage_at = chunk % kBuffers * kScanStage;
+    if (kBuffers == 2 && chunk + 1 < n_chunks) {
+      LoadChunk(args, chunk + 1, head, block_column,
+                stages + static_cast<uint32_t>(kScanStage - stage_at));
+    }
+    const uint32_t stage = stages + static_cast<uint32_t>(stage_at);
+    const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(shared) + stage_at;
+    const auto* factors = reinterpret_cast<const float*>(bytes + kFactorsAt) + 2 * t;
+    const auto* solved = reinterpret_cast<const float*>(bytes + kSolvedAt) + my_column;
+
+    // U^T begins as V's solution.
     float u[kChunk / 8][4];
-    const float* const solved = args.scratch.solved_v +
-                                (int64_t{chunk} * shape.value_heads + head) * kChunk * dv +
-                                first_column + g;
 #pragma unroll
     for (int j = 0; j < kChunk / 8; ++j) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        u[j][c] = is_mine ? solved[(j * 8 + 2 * t + c % 2) * dv + c / 2 * 8] : 0.f;
+        u[j][c] = solved[(j * 8 + 2 * t + c % 2) * kSolvedPitch + c / 2 * 8];
       }
     }
-    WaitForCopies<0>();
-    __syncthreads();  // the chunk's matrices are there, and the other stage has been read
-    if (kBuffers == 2 && chunk + 1 < n_chunks) {
-      LoadChunk(args, chunk + 1, head,
-                stages + static_cast<uint32_t>((chunk + 1) % kBuffers * kScanStage));
-      CommitCopies();
-    }
-    const uint32_t stage = stages + static_cast<uint32_t>(chunk % kBuffers * kScanStage);
-    const auto* log_decays = reinterpret_cast<const float*>(
-        reinterpret_cast<const uint8_t*>(shared) + chunk % kBuffers * kScanStage +
-        3 * kKeyImageBytes + kSquareImageBytes);
-    const float last = log_decays[kChunk - 1];
 
     // U and what of O comes from S.
     uint32_t state[kKeys / 16][4];
@@ -321,7 +365,7 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const __grid_constant
 #pragma unroll
     for (int j = 0; j < kChunk / 8; ++j) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) o[j][c] *= expf(log_decays[j * 8 + 2 * t + c % 2]);
+      for (int c = 0; c < 4; ++c) o[j][c] *= factors[j * 8 + c % 2];
     }
 
     // What of O comes from the chunk itself.
@@ -332,9 +376,8 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const __grid_constant
 #pragma unroll
       for (int i = step; i < kChunk / 16; ++i) {
         uint32_t b[4];
-        LoadMatrices(
-            b, PieceAddress<kChunk>(stage + 3 * kKeyImageBytes, i * 16 + lane / 16 * 8 + lane % 8,
-                                    2 * step + lane / 8 % 2));
+        LoadMatrices(b, PieceAddress<kChunk>(stage + kProductsAt, i * 16 + lane / 16 * 8 + lane % 8,
+                                             2 * step + lane / 8 % 2));
         MultiplyHalf(o[2 * i], a, b[0], b[1]);
         MultiplyHalf(o[2 * i + 1], a, b[2], b[3]);
       }
@@ -346,14 +389,14 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const __grid_constant
         for (int c = 0; c < 4; ++c) {
           const int row = chunk * kChunk + j * 8 + 2 * t + c % 2;
           if (row >= args.n_rows) continue;
-          args.out[(int64_t{row} * shape.value_heads + head) * dv + first_column + g + c / 2 * 8] =
-              o[j][c];
+          args.out[(int64_t{row} * shape.value_heads + head) * dv + block_column + my_column +
+                   c / 2 * 8] = o[j][c];
         }
       }
     }
 
     // S.
-    const float keep = expf(last);
+    const float keep = reinterpret_cast<const float*>(bytes + kFactorsAt)[kChunk - 1];
 #pragma unroll
     for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
@@ -365,7 +408,7 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const __grid_constant
 #pragma unroll
       for (int j = 2 * step; j < 2 * step + 2; ++j) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) u[j][c] *= expf(last - log_decays[j * 8 + 2 * t + c % 2]);
+        for (int c = 0; c < 4; ++c) u[j][c] *= factors[kChunk + j * 8 + c % 2];
       }
       PackTiles(u[2 * step], u[2 * step + 1], a);
 #pragma unroll
@@ -379,8 +422,7 @@ __global__ void __launch_bounds__(kScanThreads) ScanKernel(const __grid_constant
     }
     if (kBuffers == 1 && chunk + 1 < n_chunks) {
       __syncthreads();  // the stage has been read
-      LoadChunk(args, chunk + 1, head, stages);
-      CommitCopies();
+      LoadChunk(args, chunk + 1, head, block_column, stages);
     }
   }
 
@@ -418,8 +460,8 @@ Scratch Divide(const DeltaShape& shape, int64_t n_chunks, void* memory) {
   const int64_t heads = n_chunks * shape.value_heads, key_heads = n_chunks * shape.key_heads;
   Scratch scratch{};
   scratch.solved_v = static_cast<float*>(memory);
-  scratch.log_decays = scratch.solved_v + heads * kChunk * shape.value_dim;
-  scratch.solved_k = reinterpret_cast<__half*>(scratch.log_decays + heads * kChunk);
+  scratch.factors = scratch.solved_v + heads * kChunk * shape.value_dim;
+  scratch.solved_k = reinterpret_cast<__half*>(scratch.factors + heads * 2 * kChunk);
   scratch.products = scratch.solved_k + heads * kKeyImage;
   scratch.keys = scratch.products + heads * kSquareImage;
   scratch.queries = scratch.keys + key_heads * kKeyImage;
@@ -452,7 +494,7 @@ cudaError_t LaunchSegment(const ChunkArgs& args, int shared_bytes, cudaStream_t 
 
 int64_t PrefillDeltaScratchBytes(const DeltaShape& shape, int n_rows) {
   const int64_t a_head =
-      kChunk * (int64_t{shape.value_dim} * 4 + 4) + (kKeyImage + kSquareImage) * 2;
+      kChunk * (int64_t{shape.value_dim} * 4 + 8) + (kKeyImage + kSquareImage) * 2;
   return ChunksOf(n_rows) * (shape.value_heads * a_head + shape.key_heads * 2 * kKeyImage * 2);
 }
 

@@ -105,8 +105,8 @@ TEST_F(PrefillDeltaTest, AgreesWithTheRecurrentRule) {
         const Result want = Compute(inputs, false), got = Compute(inputs, true);
         // f16 keeps 2^-11 of what is multiplied; values are about 1. A head whose outputs nearly
         // cancel is divided by their own small root mean square: a few values are further off.
-        EXPECT_LT(Distance(got.out, want.out), 6e-4);
-        EXPECT_LT(Distance(got.state, want.state), 5e-4);
+        EXPECT_LT(Distance(got.out, want.out), 1e-3);
+        EXPECT_LT(Distance(got.state, want.state), 6e-4);
         EXPECT_TRUE(AllClose(got.out, want.out, {.abs = 0.1, .rel = 0.02}));
         EXPECT_TRUE(AllClose(got.state, want.state, {.abs = 5e-3, .rel = 5e-3}));
       }

@@ -15,7 +15,7 @@ constexpr int kOutColumns = 2 * kWarps * kStripRows;  // of products, a unit: tw
 
 // Fewer rows need smaller stages, of which more fit.
 template <int kRows>
-using Product = ProductShape<WeightKind::kTiled4, kWarps, 2, kRows, kRows <= 32 ? 4 : 3>;
+using Product = ProductShape<WeightKind::kTiled4, kWarps, 2, kRows, 7 - kRows / 16>;
 constexpr int kSharedBytes =
     std::max({Product<16>::kSharedBytes, Product<32>::kSharedBytes, Product<48>::kSharedBytes,
               Product<kMostRows>::kSharedBytes});

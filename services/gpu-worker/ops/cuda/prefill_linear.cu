@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "services/gpu-worker/ops/cuda/prefill_linear.h"
 #include "services/gpu-worker/ops/cuda/prefill_tile.cuh"
 
@@ -106,15 +108,17 @@ template <WeightKind kKind, int kParts>
 cudaError_t LaunchTile(PrefillTile tile, const LinearArgs& args, cudaStream_t stream) {
   switch (tile) {
     case PrefillTile::kSmall:
-      return LaunchShape<ProductShape<kKind, 4, 1, 32, 4, kParts>>(args, stream);
+      return LaunchShape<ProductShape<kKind, 4, 1, 32, kKind == WeightKind::kBF16 ? 6 : 8, kParts>>(
+          args, stream);
     case PrefillTile::kLarge:
       if constexpr (kParts == 1 && kKind != WeightKind::kBF16) {
-        return LaunchShape<ProductShape<kKind, 8, 2, 128, 3, kParts>>(args, stream);
+        return LaunchShape<ProductShape<kKind, 8, 2, 128, 4, kParts>>(args, stream);
       }
       [[fallthrough]];
     default:
-      return LaunchShape<ProductShape<kKind, 8, 2, 64, kKind == WeightKind::kBF16 ? 2 : 3, kParts>>(
-          args, stream);
+      return LaunchShape<
+          ProductShape<kKind, 8, 2, 64, kKind == WeightKind::kTiled4 ? 4 : 2, kParts>>(args,
+                                                                                       stream);
   }
 }
 
@@ -183,7 +187,8 @@ cudaError_t PrefillLinearCuda(WeightKind kind, const DeviceMatrix& weights, int 
   if (error != cudaSuccess) return error;
   if (tile == PrefillTile::kBest) tile = BestTile(args, n_processors);
   constexpr int kMostShared =
-      ProductShape<WeightKind::kTiled4, 8, 2, 128, 3>::kSharedBytes;  // kTiled8's are fewer
+      std::max(ProductShape<WeightKind::kTiled4, 8, 2, 128, 4>::kSharedBytes,
+               ProductShape<WeightKind::kTiled8, 8, 2, 128, 4>::kSharedBytes);
   if (tile == PrefillTile::kLarge && shared_bytes < kMostShared) tile = PrefillTile::kMedium;
   if (kind == WeightKind::kTiled4) return LaunchTile<WeightKind::kTiled4, 1>(tile, args, stream);
   if (kind == WeightKind::kTiled8) return LaunchTile<WeightKind::kTiled8, 1>(tile, args, stream);

@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "common/tensor/linear.h"
 #include "services/gpu-worker/ops/cuda/linear.h"
@@ -55,8 +56,9 @@ struct Strip {
   int rows = 0;         // kBF16: rows that exist
 };
 
-// What a warp holds of one tile while it multiplies it. Load reads the stage; Decode gives the
-// strip's side of k step s (16 columns in tile order).
+// How a lane copies its part of a strip's tiles to shared memory, tile after tile; and what a warp
+// holds of one tile while it multiplies it: Load reads the stage, Decode gives the strip's side of
+// k step s (16 columns in tile order).
 template <WeightKind kKind>
 struct TileWeights;
 
@@ -64,20 +66,30 @@ struct TileWeights;
 // lie in different banks.
 __device__ inline int SwappedPiece(int piece) { return piece ^ (piece >> 2 & 2); }
 
+// Tiled strips: all pieces of codes, and by the first lanes those of the scales behind them.
 template <int kPieces>
-__device__ inline void CopyTile(uint32_t to, const Strip& strip, int tile, int lane) {
-  const bool is_there = strip.data != nullptr;
-  const uint8_t* from = strip.data + int64_t{tile} * kPieces * 16;
+struct TileSource {
+  __device__ TileSource(const Strip& strip, int lane)
+      : codes(strip.data + lane * 16),
+        scales(strip.scales + lane % 4 * 4),
+        to(static_cast<uint32_t>(SwappedPiece(lane)) * 16),
+        to_scales(kPieces * 16 + static_cast<uint32_t>(lane) * 8),
+        is_there(strip.data != nullptr),
+        has_scales(lane < 4) {}
+  __device__ void CopyNext(uint32_t tile) {
 #pragma unroll
-  for (int i = lane; i < kPieces; i += kWarp) {
-    CopyAsync16(to + static_cast<uint32_t>(SwappedPiece(i)) * 16,
-                is_there ? from + i * 16 : nullptr, is_there);
+    for (int i = 0; i < kPieces / kWarp; ++i) {  // pieces 32 further are swapped alike
+      CopyAsync16(tile + to + i * kWarp * 16, codes + i * kWarp * 16, is_there);
+    }
+    if (has_scales) CopyAsync8(tile + to_scales, scales, is_there);
+    codes += kPieces * 16;
+    scales += kStripRows;
   }
-  if (lane < 4) {
-    CopyAsync8(to + kPieces * 16 + static_cast<uint32_t>(lane) * 8,
-               is_there ? strip.scales + int64_t{tile} * kStripRows + lane * 4 : nullptr, is_there);
-  }
-}
+  const uint8_t* codes;
+  const uint16_t* scales;
+  uint32_t to, to_scales;
+  bool is_there, has_scales;
+};
 
 // Words of columns 4 t .. 4 t + 3 (t = lane % 4 + 4 part) of rows 2 g and 2 g + 1.
 __device__ inline uint2 LoadWords(const uint8_t* tile, int part, int lane) {
@@ -97,19 +109,19 @@ struct TileWeights<WeightKind::kTiled4> {
   uint2 words[2];
   __half2 scales[2];
 
-  static __device__ void Copy(uint32_t to, const Strip& strip, int tile, int lane) {
-    CopyTile<32>(to, strip, tile, lane);
-  }
+  using Source = TileSource<32>;
+
   __device__ void Load(const uint8_t* tile, int lane) {
     words[0] = LoadWords(tile, 0, lane);
     words[1] = LoadWords(tile, 1, lane);
     const __half2 both = *reinterpret_cast<const __half2*>(tile + 512 + lane / 4 * 4);
     scales[0] = __low2half2(both), scales[1] = __high2half2(both);
   }
-  // `table` is the lane's copy.
-  __device__ void Decode(int s, const uint8_t*, const uint8_t* table, int, uint32_t (&a)[4]) const {
+  __device__ void Decode(int s, const uint8_t*, const uint8_t* table, int lane,
+                         uint32_t (&a)[4]) const {
+    const auto mine = static_cast<uint32_t>(lane) * 4;  // the lane's copy of each entry
     const auto look = [&](uint32_t word) {
-      const uint32_t at = (s == 0 ? word << 7 : word >> (8 * s - 7)) & 0x7f80u;
+      const uint32_t at = ((s == 0 ? word << 7 : word >> (8 * s - 7)) & 0x7f80u) | mine;
       return *reinterpret_cast<const uint32_t*>(table + at);
     };
     a[0] = Scaled(look(words[0].x), scales[0]);
@@ -126,9 +138,8 @@ struct TileWeights<WeightKind::kTiled8> {
   uint2 words[4];
   __half2 scales[2];
 
-  static __device__ void Copy(uint32_t to, const Strip& strip, int tile, int lane) {
-    CopyTile<64>(to, strip, tile, lane);
-  }
+  using Source = TileSource<64>;
+
   __device__ void Load(const uint8_t* tile, int lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = LoadWords(tile, i, lane);
@@ -163,17 +174,31 @@ struct TileWeights<WeightKind::kBF16> {
   static constexpr int kBytes = kStripRows * kTileWidth * 2;
   static constexpr float kFactor = 1;
 
-  static __device__ void Copy(uint32_t to, const Strip& strip, int tile, int lane) {
-    const auto* data = reinterpret_cast<const uint16_t*>(strip.data);
+  // Four of the strip's rows, one piece of each.
+  struct Source {
+    __device__ Source(const Strip& strip, int lane)
+        : from(reinterpret_cast<const uint16_t*>(strip.data) + lane / 8 * strip.stride +
+               lane % 8 * 8),
+          stride(strip.stride),
+          columns(static_cast<int>(strip.columns) - lane % 8 * 8),
+          n_rows(strip.data == nullptr ? 0 : strip.rows),
+          row(lane / 8),
+          piece(lane % 8) {}
+    __device__ void CopyNext(uint32_t tile) {
 #pragma unroll
-    for (int i = lane; i < kStripRows * 8; i += kWarp) {
-      const int row = i / 8, piece = i % 8;
-      const int64_t column = int64_t{tile} * kTileWidth + piece * 8;
-      const bool is_there = data != nullptr && row < strip.rows && column < strip.columns;
-      CopyAsync16(to + PlaceOfPiece(row, piece),
-                  is_there ? data + row * strip.stride + column : nullptr, is_there);
+      for (int i = 0; i < kStripRows / 4; ++i) {
+        const bool is_there = row + 4 * i < n_rows && columns > 0;
+        CopyAsync16(tile + PlaceOfPiece(row + 4 * i, piece),
+                    is_there ? from + 4 * i * stride : nullptr, is_there);
+      }
+      from += kTileWidth;
+      columns -= kTileWidth;
     }
-  }
+    const uint16_t* from;
+    int64_t stride;
+    int columns, n_rows, row, piece;
+  };
+
   __device__ void Load(const uint8_t*, int) {}
   __device__ void Decode(int s, const uint8_t* tile, const uint8_t*, int lane,
                          uint32_t (&a)[4]) const {
@@ -209,6 +234,11 @@ struct RowPlaces {
   int64_t columns = 0;
 };
 
+template <typename Source, int kCount>
+struct Sources {
+  Source at[kCount];
+};
+
 // acc[strip][j] += strip x rows 8 j .. 8 j + 7, over n_tiles tiles. `stages` holds kStages *
 // kStageBytes, `table` the block's table. All warps of the block together; the stages are free
 // again after the next barrier.
@@ -217,46 +247,66 @@ __device__ void MultiplyStrips(const Strip (&strips)[Shape::kStrips], const RowP
                                int n_tiles, uint8_t* stages, const uint8_t* table,
                                float (&acc)[Shape::kStrips][Shape::kRows / 8][4]) {
   using Weights = TileWeights<Shape::kKind>;
+  using Source = typename Weights::Source;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const uint32_t to = SharedAddress(stages);
   const int my_strips =
       Shape::kParts * Shape::kRowBytes + warp * Shape::kStrips * Shape::kStripBytes;
-  table += lane * 4;
+  const auto sources = [&]<size_t... kAt>(std::index_sequence<kAt...>) {
+    return Sources<Source, Shape::kStrips>{{Source(strips[kAt], lane)...}};
+  };
+  auto from = sources(std::make_index_sequence<Shape::kStrips>());
+  const uint16_t* pieces[Shape::kPieces];
+  uint32_t places[Shape::kPieces];
+#pragma unroll
+  for (int i = 0; i < Shape::kPieces; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * Shape::kThreads;
+    pieces[i] = rows.rows[i] == nullptr ? nullptr : rows.rows[i] + at % 8 * 8;
+    places[i] = PlaceOfPiece(at / 8, at % 8);
+  }
+  int columns = static_cast<int>(rows.columns) - static_cast<int>(threadIdx.x) % 8 * 8;
 
-  const auto load = [&](int tile) {
-    if (tile < n_tiles) {
-      const uint32_t stage = to + static_cast<uint32_t>(tile % Shape::kStages * Shape::kStageBytes);
+  // The next tile, to the stage at `to`.
+  const auto load = [&](uint32_t to) {
 #pragma unroll
-      for (int i = 0; i < Shape::kStrips; ++i) {
-        Weights::Copy(stage + static_cast<uint32_t>(my_strips + i * Shape::kStripBytes), strips[i],
-                      tile, lane);
-      }
-#pragma unroll
-      for (int i = 0; i < Shape::kPieces; ++i) {
-        const int at = static_cast<int>(threadIdx.x) + i * Shape::kThreads;
-        if (at >= Shape::kRows * 8) break;
-        const int64_t column = int64_t{tile} * kTileWidth + at % 8 * 8;
-        const bool is_there = rows.rows[i] != nullptr && column < rows.columns;
-#pragma unroll
-        for (int part = 0; part < Shape::kParts; ++part) {
-          const uint16_t* from = rows.rows[i] + column + part * rows.low_offset;
-          CopyAsync16(
-              stage + static_cast<uint32_t>(part * Shape::kRowBytes) + PlaceOfPiece(at / 8, at % 8),
-              is_there ? from : nullptr, is_there);
-        }
-      }
+    for (int i = 0; i < Shape::kStrips; ++i) {
+      from.at[i].CopyNext(to + static_cast<uint32_t>(my_strips + i * Shape::kStripBytes));
     }
-    CommitCopies();  // also where there is nothing: groups are counted
+#pragma unroll
+    for (int i = 0; i < Shape::kPieces; ++i) {
+      if (Shape::kRows * 8 % Shape::kThreads != 0 &&
+          static_cast<int>(threadIdx.x) + i * Shape::kThreads >= Shape::kRows * 8) {
+        break;
+      }
+      const bool is_there =
+          pieces[i] != nullptr && (Shape::kKind != WeightKind::kBF16 || columns > 0);
+#pragma unroll
+      for (int part = 0; part < Shape::kParts; ++part) {
+        CopyAsync16(to + static_cast<uint32_t>(part * Shape::kRowBytes) + places[i],
+                    is_there ? pieces[i] + part * rows.low_offset : nullptr, is_there);
+      }
+      if (pieces[i] != nullptr) pieces[i] += kTileWidth;
+    }
+    columns -= kTileWidth;
   };
 
+  const uint32_t first_stage = SharedAddress(stages);
 #pragma unroll
-  for (int tile = 0; tile < Shape::kStages - 1; ++tile) load(tile);
+  for (int tile = 0; tile < Shape::kStages - 1; ++tile) {
+    if (tile < n_tiles) load(first_stage + static_cast<uint32_t>(tile * Shape::kStageBytes));
+    CommitCopies();  // also where there is nothing: groups are counted
+  }
+  int read = 0, write = (Shape::kStages - 1) * Shape::kStageBytes;
+  const auto next = [](int at) {
+    return at == (Shape::kStages - 1) * Shape::kStageBytes ? 0 : at + Shape::kStageBytes;
+  };
   for (int tile = 0; tile < n_tiles; ++tile) {
     WaitForCopies<Shape::kStages - 2>();
     __syncthreads();  // everyone's copies are there, and the stage to be filled has been read
-    load(tile + Shape::kStages - 1);
-    const uint8_t* stage = stages + tile % Shape::kStages * Shape::kStageBytes;
+    if (tile + Shape::kStages - 1 < n_tiles) load(first_stage + static_cast<uint32_t>(write));
+    CommitCopies();
+    const uint8_t* stage = stages + read;
+    read = next(read), write = next(write);
     Weights weights[Shape::kStrips];
 #pragma unroll
     for (int i = 0; i < Shape::kStrips; ++i) {
