@@ -85,6 +85,7 @@ absl::StatusOr<worker::SimulationReport> RunSimulations(const SimulateFlags& fla
                             worker::ReadProfileFile(flags.profile, trace.fingerprint));
   }
   report.options = options;
+  report.early_recall = worker::EarlyRecall(report.shape, steps);
   HEARTH_ASSIGN_OR_RETURN(const auto policies,
                           Policies(flags, !options.policy_options.profile.empty()));
   for (const int n_slots : flags.slots) {

@@ -115,7 +115,9 @@ absl::Status Record(const ProfileFlags& flags) {
                                                  {.n_threads = flags.threads,
                                                   .exact = flags.exact,
                                                   .max_batch_tokens = options.max_batch_tokens}));
-  worker::RoutingRecorder recorder(engine.get(), flags.model, checkpoint->ExpertFingerprint());
+  HEARTH_ASSIGN_OR_RETURN(const auto early, worker::EarlyRouter::Read(*checkpoint));
+  worker::RoutingRecorder recorder(engine.get(), flags.model, checkpoint->ExpertFingerprint(),
+                                   early.get());
   for (size_t i = 0; i < prompts.size(); ++i) {
     auto ids = reader.Read(prompts[i]);
     if (!ids.ok()) return Annotate(ids.status(), absl::StrCat("prompt ", i));

@@ -1,6 +1,7 @@
 #include "services/gpu-worker/experts/simulation/recorder.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -8,9 +9,26 @@
 #include "common/base/status_macros.h"
 
 namespace hearth::worker {
+namespace {
 
-RoutingRecorder::RoutingRecorder(Engine* engine, std::string model, std::string fingerprint)
-    : engine_(*engine) {
+// 3 of "layers.3.router.topk_ids" with the suffix ".router.topk_ids".
+std::optional<int> LayerOf(std::string_view name, std::string_view suffix, int n_layers) {
+  constexpr std::string_view kPrefix = "layers.";
+  if (!name.starts_with(kPrefix) || !name.ends_with(suffix)) return std::nullopt;
+  name.remove_prefix(kPrefix.size());
+  name.remove_suffix(suffix.size());
+  int layer = 0;
+  if (!absl::SimpleAtoi(ToAbsl(name), &layer) || layer < 0 || layer >= n_layers) {
+    return std::nullopt;
+  }
+  return layer;
+}
+
+}  // namespace
+
+RoutingRecorder::RoutingRecorder(Engine* engine, std::string model, std::string fingerprint,
+                                 EarlyRouter* early)
+    : engine_(*engine), early_(early) {
   const ModelConfig& config = engine_.config();
   trace_.model = std::move(model);
   trace_.fingerprint = std::move(fingerprint);
@@ -18,6 +36,7 @@ RoutingRecorder::RoutingRecorder(Engine* engine, std::string model, std::string 
   trace_.n_experts = config.n_experts;
   trace_.top_k = config.experts_per_token;
   trace_.ids.resize(static_cast<size_t>(config.n_layers));
+  if (early_ != nullptr) trace_.early_ids.resize(trace_.ids.size());
   engine_.SetObserver([this](std::string_view name, int rows, int columns, const float* values) {
     OnTensor(name, rows, columns, values);
   });
@@ -25,16 +44,16 @@ RoutingRecorder::RoutingRecorder(Engine* engine, std::string model, std::string 
 
 RoutingRecorder::~RoutingRecorder() { engine_.SetObserver(nullptr); }
 
-// "layers.3.router.topk_ids"
 void RoutingRecorder::OnTensor(std::string_view name, int rows, int columns, const float* values) {
-  constexpr std::string_view kPrefix = "layers.", kSuffix = ".router.topk_ids";
-  if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) return;
-  name.remove_prefix(kPrefix.size());
-  name.remove_suffix(kSuffix.size());
-  int layer = 0;
-  if (!absl::SimpleAtoi(ToAbsl(name), &layer) || layer < 0 || layer >= trace_.n_layers) return;
-  auto& ids = trace_.ids[static_cast<size_t>(layer)];
-  for (int i = 0; i < rows * columns; ++i) ids.push_back(static_cast<int32_t>(values[i]));
+  if (const auto layer = LayerOf(name, ".router.topk_ids", trace_.n_layers)) {
+    auto& ids = trace_.ids[static_cast<size_t>(*layer)];
+    for (int i = 0; i < rows * columns; ++i) ids.push_back(static_cast<int32_t>(values[i]));
+  }
+  if (early_ == nullptr) return;
+  if (const auto layer = LayerOf(name, ".hidden", trace_.n_layers);
+      layer && early_->HasLayer(*layer + 1)) {
+    early_->Choose(*layer + 1, rows, values, &trace_.early_ids[static_cast<size_t>(*layer) + 1]);
+  }
 }
 
 absl::Status RoutingRecorder::Step(SequenceState* state, std::span<const int32_t> tokens,

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "services/gpu-worker/engine/engine.h"
+#include "services/gpu-worker/experts/simulation/early_router.h"
 #include "services/gpu-worker/experts/simulation/trace.h"
 
 namespace hearth::worker {
@@ -20,8 +21,10 @@ struct RecordOptions {
 
 class RoutingRecorder {
  public:
-  // `engine` is borrowed; its observer is this one's until the end.
-  RoutingRecorder(Engine* engine, std::string model, std::string fingerprint);
+  // `engine` is borrowed; its observer is this one's until the end. With `early` (borrowed; may be
+  // null) what each router would choose a layer early is recorded too.
+  RoutingRecorder(Engine* engine, std::string model, std::string fingerprint,
+                  EarlyRouter* early = nullptr);
   ~RoutingRecorder();
   RoutingRecorder(const RoutingRecorder&) = delete;
   RoutingRecorder& operator=(const RoutingRecorder&) = delete;
@@ -37,6 +40,7 @@ class RoutingRecorder {
                     StepLogits* logits);
 
   Engine& engine_;
+  EarlyRouter* const early_;
   RoutingTrace trace_;
   int32_t n_steps_ = 0, n_sequences_ = 0;
 };

@@ -13,7 +13,8 @@ struct SimulationReport {
   std::string source;  // where the trace is from
   CacheShape shape;
   int top_k = 0;
-  SimulationOptions options;  // what all results share
+  SimulationOptions options;                // what all results share
+  std::optional<double> early_recall = {};  // EarlyRecall
   std::vector<SimulationResult> results;
 };
 

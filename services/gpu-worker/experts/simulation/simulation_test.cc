@@ -83,6 +83,25 @@ TEST(Clairvoyant, CountsMissesAndCopies) {
   EXPECT_EQ(found.admissions, 1u);
 }
 
+TEST(Clairvoyant, PromptsUseOfWhatIsHeldIsNoCopy) {
+  const CacheShape shape{.n_layers = 1, .n_experts = 4, .n_slots = 1};
+  const std::vector<ReplayStep> steps = {Step({0}), Step({0}, true), Step({0})};
+  const ClairvoyantResult found = Clairvoyant(shape, steps, 0);
+  EXPECT_EQ(found.hits, 1u);
+  EXPECT_EQ(found.admissions, 1u);
+}
+
+TEST(EarlyRecall, IsTheShareOfUsesThatWereForetold) {
+  const CacheShape shape{.n_layers = 2, .n_experts = 4, .n_slots = 1};
+  ReplayStep step = Step({0, 1});  // layer 0: nothing could foretell them
+  EXPECT_EQ(EarlyRecall(shape, {&step, 1}), std::nullopt);
+  step.uses.push_back({1, 2, 1});
+  step.uses.push_back({1, 3, 1});
+  step.early_uses = {{1, 3, 1}, {1, 0, 1}};
+  const std::vector<ReplayStep> steps = {step, step};
+  EXPECT_EQ(EarlyRecall(shape, steps), 0.5);
+}
+
 TEST(Simulate, CountsWhatThePolicyDoes) {
   const CacheShape shape{.n_layers = 1, .n_experts = 8, .n_slots = 0};
   std::vector<ReplayStep> steps;

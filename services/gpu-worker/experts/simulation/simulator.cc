@@ -1,6 +1,7 @@
 #include "services/gpu-worker/experts/simulation/simulator.h"
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <utility>
 
@@ -65,8 +66,10 @@ SimulationResult Run(ExpertCache& cache, std::span<const ReplayStep> steps,
       continue;
     }
     RecordEarly(cache, step);
+    const auto start = std::chrono::steady_clock::now();
     cache.RecordStep(step.uses);
     const uint64_t n = Admit(cache, options.at_most);
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
     const auto after = HitsAndMisses(cache, &statistics);
     const uint64_t hits = after.first - before.first, misses = after.second - before.second;
     before = after;
@@ -74,6 +77,7 @@ SimulationResult Run(ExpertCache& cache, std::span<const ReplayStep> steps,
     result.hits += hits;
     result.misses += misses;
     result.admissions += n;
+    result.seconds += time.count();
     if (step.age < kEarlyTokens) {
       result.early_hits += hits;
       result.early_misses += misses;
@@ -124,6 +128,30 @@ size_t StepAfterShare(std::span<const ReplayStep> steps, double share) {
   size_t t = 0;
   for (; t < steps.size() && left > 0; ++t) left -= is_decode(steps[t]) ? 1 : 0;
   return t;
+}
+
+std::optional<double> EarlyRecall(const CacheShape& shape, std::span<const ReplayStep> steps) {
+  uint64_t n_found = 0, n_missed = 0;
+  std::vector<char> is_predicted(static_cast<size_t>(shape.n_keys()), 0);
+  std::vector<char> has_predictions(static_cast<size_t>(shape.n_layers), 0);
+  for (const ReplayStep& step : steps) {
+    if (step.is_prompt) continue;
+    const auto mark = [&](char value) {
+      for (const ExpertUse& use : step.early_uses) {
+        is_predicted[static_cast<size_t>(shape.Key(use.layer, use.expert))] = value;
+        has_predictions[static_cast<size_t>(use.layer)] = value;
+      }
+    };
+    mark(1);
+    for (const ExpertUse& use : step.uses) {
+      if (has_predictions[static_cast<size_t>(use.layer)] == 0) continue;
+      ++(is_predicted[static_cast<size_t>(shape.Key(use.layer, use.expert))] != 0 ? n_found
+                                                                                  : n_missed);
+    }
+    mark(0);
+  }
+  if (n_found + n_missed == 0) return std::nullopt;
+  return Share(n_found, n_missed);
 }
 
 std::vector<ExpertUses> CountUses(const CacheShape& shape, std::span<const ReplayStep> steps) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,6 +32,7 @@ struct SimulationResult {
   uint64_t early_hits = 0, early_misses = 0;  // of the answers' first kEarlyTokens
   uint64_t admissions = 0;                    // after decode steps
   uint64_t prompt_admissions = 0;
+  double seconds = 0;  // of the cache's bookkeeping in those decode steps
 
   double HitRate() const;
   double EarlyHitRate() const;
@@ -44,6 +46,9 @@ absl::StatusOr<SimulationResult> Simulate(const CacheShape& shape,
 
 // The step at which `share` of the decode steps are over.
 size_t StepAfterShare(std::span<const ReplayStep> steps, double share);
+// Of the uses in decode steps that could be predicted a layer early: the share that was. Nothing
+// where the trace has no predictions.
+std::optional<double> EarlyRecall(const CacheShape& shape, std::span<const ReplayStep> steps);
 // Rows of all experts in these steps.
 std::vector<ExpertUses> CountUses(const CacheShape& shape, std::span<const ReplayStep> steps);
 

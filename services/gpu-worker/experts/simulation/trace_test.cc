@@ -2,6 +2,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
 #include "common/base/file.h"
 #include "common/checkpoint/safetensors_bytes.h"
@@ -121,6 +124,58 @@ TEST_F(TraceTest, RecorderSeesTheReferencesRouting) {
   EXPECT_GT(n_compared, 2);
   ASSERT_OK(WriteTrace(trace, file_));
   EXPECT_OK(ReadTrace(file_));
+}
+
+TEST_F(TraceTest, EarlyRouterIsTheNextLayersOnThisLayersOutput) {
+  const std::filesystem::path folder =
+      std::filesystem::path(hearth::testing::SourceDir()) / "tests/golden/tiny-a";
+  ASSERT_OK_AND_ASSIGN(const auto checkpoint, Checkpoint::Open(folder));
+  const ModelConfig& config = checkpoint->config();
+  ASSERT_OK_AND_ASSIGN(const auto early, EarlyRouter::Read(*checkpoint));
+  EXPECT_FALSE(early->HasLayer(0));
+  EXPECT_FALSE(early->HasLayer(config.n_layers));
+  constexpr int kLayer = 2;
+  ASSERT_TRUE(early->HasLayer(kLayer));
+  ASSERT_OK_AND_ASSIGN(const auto norm,
+                       checkpoint->Vector("model.layers.2.post_attention_layernorm.weight"));
+  ASSERT_OK_AND_ASSIGN(const OwnedLinear router, checkpoint->Linear("model.layers.2.mlp.gate"));
+  CheckpointExperts experts(checkpoint.get());
+  ASSERT_OK_AND_ASSIGN(const auto engine, Engine::Create(*checkpoint, &experts, {}));
+  const auto width = static_cast<size_t>(config.hidden_size);
+  RoutingRecorder recorder(engine.get(), "tiny-a", "", early.get());
+  const std::vector<int32_t> prompt = {5, 17, 3, 44, 9};
+  ASSERT_OK(recorder.Run(prompt, {.max_tokens = 0, .max_batch_tokens = 3, .eos_ids = {}}));
+  const auto recorded = recorder.trace().early_ids[kLayer];
+  ASSERT_EQ(recorded.size(), prompt.size() * static_cast<size_t>(config.experts_per_token));
+  // The same from the formula: the router's logits of the normed output of layer 1.
+  std::vector<float> hidden;
+  engine->SetObserver([&](std::string_view name, int rows, int columns, const float* values) {
+    if (name == "layers.1.hidden") hidden.insert(hidden.end(), values, values + rows * columns);
+  });
+  const auto state = engine->NewSequence();
+  StepLogits logits;
+  const StepItem item{state.get(), prompt};
+  ASSERT_OK(engine->Step({&item, 1}, &logits));
+  std::vector<float> row(width);
+  for (size_t t = 0; t < prompt.size(); ++t) {
+    double squares = 0;
+    for (size_t i = 0; i < width; ++i) squares += std::pow(double{hidden[t * width + i]}, 2);
+    const double root = std::sqrt(squares / static_cast<double>(width) + config.rms_norm_eps);
+    std::vector<std::pair<double, int32_t>> all;
+    for (int32_t e = 0; e < config.n_experts; ++e) {
+      DequantizeRow(router.ref, e, row);
+      double logit = 0;
+      for (size_t i = 0; i < width; ++i) {
+        logit += double{hidden[t * width + i]} / root * (1.0 + norm[i]) * row[i];
+      }
+      all.push_back({-logit, e});
+    }
+    std::ranges::sort(all);
+    for (size_t k = 0; k < static_cast<size_t>(config.experts_per_token); ++k) {
+      EXPECT_EQ(recorded[t * static_cast<size_t>(config.experts_per_token) + k], all[k].second)
+          << t << " " << k;
+    }
+  }
 }
 
 }  // namespace
