@@ -2,9 +2,11 @@
 // which copies to make next. No device is touched here: the engine copies and switches its table.
 //
 // One pool of equal slots for all layers. A slot is free, loading or resident; an expert is in at
-// most one. Used by the engine's thread only. With K = experts of the model, S = slots, U = uses of
-// a step: RecordStep is O(U); PlanAdmissions is O(candidates + S + n log n) for n admissions;
-// SlotOf, Publish and Abandon are O(1). Memory: about 24 bytes an expert and 5 a slot.
+// most one. Used by the engine's thread only. With S slots, U uses in a step and n admissions:
+// RecordStep is O(U); PlanAdmissions is O(candidates + n log n), and O(S) once in tens of steps,
+// when the coldest slots are looked for again; SlotOf, Publish and Abandon are O(1). 48 layers of
+// 10 uses and 6144 slots take 4 us a step together (`hearth cache simulate locality`). Memory:
+// about 26 bytes an expert and 10 a slot.
 #pragma once
 
 #include <cstdint>

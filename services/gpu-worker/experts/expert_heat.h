@@ -54,6 +54,7 @@ class ExpertHeat {
   float raw(int32_t key) const { return raw_[static_cast<size_t>(key)]; }
   std::span<const float> raws() const { return raw_; }  // [key]
   double unit() const { return unit_; }
+  uint64_t epoch() const { return epoch_; }  // changes where the raw values shrink
 
   // What `uses` in `n_tokens` consecutive steps would leave, were they spread evenly.
   double HeatOfRate(double uses, double n_tokens) const {
@@ -67,10 +68,12 @@ class ExpertHeat {
   void Rescale() {
     for (float& raw : raw_) raw = static_cast<float>(raw / unit_);
     unit_ = 1;
+    ++epoch_;
   }
 
   std::vector<float> raw_;
   double half_life_ = 1, growth_ = 2, unit_ = 1;
+  uint64_t epoch_ = 0;
 };
 
 }  // namespace hearth::worker

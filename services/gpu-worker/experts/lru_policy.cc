@@ -9,7 +9,8 @@ void LruPolicy::OnStep(CacheState* /*state*/, std::span<const ExpertUse> /*uses*
 
 void LruPolicy::Choose(CacheState* state, int at_most, std::vector<Choice>* choices) {
   const auto margin = static_cast<float>(admission_cost_ * state->heat.unit());
-  choice_.Choose(state, candidates_.keys(), state->heat.raws(), margin, at_most, choices);
+  choice_.Choose(state, candidates_.keys(), {state->heat.raws(), state->heat.epoch()}, margin,
+                 at_most, choices);
   candidates_.Clear();
 }
 

@@ -12,7 +12,7 @@ void RecencyPolicy::OnStep(CacheState* state, std::span<const ExpertUse> uses,
 }
 
 void RecencyPolicy::Choose(CacheState* state, int at_most, std::vector<Choice>* choices) {
-  choice_.Choose(state, candidates_.keys(), last_use_, 0, at_most, choices);
+  choice_.Choose(state, candidates_.keys(), {last_use_, 0}, 0, at_most, choices);
   candidates_.Clear();
 }
 
