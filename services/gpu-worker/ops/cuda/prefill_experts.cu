@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "services/gpu-worker/ops/cuda/prefill_experts.h"
-#include "services/gpu-worker/ops/cuda/prefill_tile.cuh"
+#include "services/gpu-worker/ops/cuda/prefill_product.cuh"
 
 namespace hearth::worker {
 namespace {
@@ -11,7 +11,9 @@ constexpr int kResidentBlocks = 2;
 constexpr int kMostRows = 64;  // of one expert that a block multiplies at a time
 constexpr int kMaxTopK = 64, kMaxListed = 4096;
 constexpr int kActColumns = kWarps * kStripRows;  // of act, a unit: a gate and an up strip a warp
-constexpr int kOutColumns = 2 * kWarps * kStripRows;  // of products, a unit: two strips a warp
+// Of products, a unit: two rounds of two strips a warp.
+constexpr int kRoundColumns = 2 * kWarps * kStripRows, kOutRounds = 2;
+constexpr int kOutColumns = kOutRounds * kRoundColumns;
 
 // Fewer rows need smaller stages, of which more fit.
 template <int kRows>
@@ -131,25 +133,25 @@ __device__ void GateUpUnit(const ExpertsArgs& args, const Unit& unit, const uint
   }
   const float gate_factor = FactorOf(unit.slot, shape.gate);
   const float up_factor = FactorOf(unit.slot, shape.up);
-  float acc[2][kRows / 8][4] = {};
-  MultiplyStrips<Shape>(strips, rows, n_tiles, stages, table, acc);
-
   // Through shared memory, so that act's rows are written in whole sectors.
   constexpr int kPitch = kActColumns + 8;
   static_assert(kRows * kPitch * 2 <= Shape::kStages * Shape::kStageBytes);
   auto* halves = reinterpret_cast<__half*>(stages);
-  __syncthreads();  // the stages have been read
+  const auto write = [&](int, const ProductSums<Shape>& sums) {
+    __syncthreads();  // the stages have been read
 #pragma unroll
-  for (int j = 0; j < kRows / 8; ++j) {
+    for (int j = 0; j < kRows / 8; ++j) {
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const int row = j * 8 + lane % 4 * 2 + c % 2,
-                column = warp * kStripRows + lane / 4 * 2 + c / 2;
-      const float value = SiluOf(acc[0][j][c] * gate_factor) * (acc[1][j][c] * up_factor);
-      halves[row * kPitch + column / kTileWidth * kTileWidth + PlaceInTile(column % kTileWidth)] =
-          ToHalf(value);
+      for (int c = 0; c < 4; ++c) {
+        const int row = j * 8 + lane % 4 * 2 + c % 2;
+        const int column = warp * kStripRows + lane / 4 * 2 + c / 2;
+        const float value = SiluOf(sums[0][j][c] * gate_factor) * (sums[1][j][c] * up_factor);
+        halves[row * kPitch + column / kTileWidth * kTileWidth + PlaceInTile(column % kTileWidth)] =
+            ToHalf(value);
+      }
     }
-  }
+  };
+  MultiplyStrips<Shape>(strips, rows, OneRound{n_tiles}, stages, table, write);
   __syncthreads();  // every column is there
   for (int i = static_cast<int>(threadIdx.x); i < unit.n_rows * kActColumns / 8; i += kThreads) {
     const int row = i / (kActColumns / 8), column = i % (kActColumns / 8) * 8;
@@ -160,18 +162,30 @@ __device__ void GateUpUnit(const ExpertsArgs& args, const Unit& unit, const uint
   }
 }
 
-// products = weight * down(act) for a unit: a warp has two neighbouring strips.
+// Where a unit's products go and what they are multiplied by.
+struct OutPlaces {
+  int place[kMostRows];
+  float factor[kMostRows];
+};
+
+// products = weight * down(act) for a unit: a warp has two neighbouring strips in each round.
 template <int kRows>
 __device__ void DownUnit(const ExpertsArgs& args, const Unit& unit, const uint8_t* table,
-                         uint8_t* stages) {
+                         uint8_t* stages, OutPlaces& out) {
   using Shape = Product<kRows>;
   const ExpertsShape& shape = args.shape;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int n_tiles = shape.inner / kTileWidth, n_strips = shape.width / kStripRows;
-  const int strip = (unit.group * kWarps + warp) * 2;
-  const Strip strips[2] = {StripOf(unit.slot, shape.down, strip, n_strips, n_tiles),
-                           StripOf(unit.slot, shape.down, strip + 1, n_strips, n_tiles)};
+  constexpr int kRoundStrips = kRoundColumns / kStripRows;
+  const int strip = unit.group * kOutRounds * kRoundStrips + warp * 2;
+  Strip strips[2] = {StripOf(unit.slot, shape.down, strip, n_strips, n_tiles),
+                     StripOf(unit.slot, shape.down, strip + 1, n_strips, n_tiles)};
+  const auto rounds_of = [&](int first) {
+    return (n_strips - first + kRoundStrips - 1) / kRoundStrips;
+  };
+  strips[0].rounds = rounds_of(strip), strips[1].rounds = rounds_of(strip + 1);
+  const int n_rounds = min(kOutRounds, rounds_of(unit.group * kOutRounds * kRoundStrips));
   RowPlaces<Shape> rows{.columns = shape.inner};
 #pragma unroll
   for (int i = 0; i < Shape::kPieces; ++i) {
@@ -179,28 +193,36 @@ __device__ void DownUnit(const ExpertsArgs& args, const Unit& unit, const uint8_
     if (row >= unit.n_rows) break;
     rows.rows[i] = args.places.act + int64_t{unit.first + row} * shape.inner;
   }
-  const float factor = FactorOf(unit.slot, shape.down);
-  float acc[2][kRows / 8][4] = {};
-  MultiplyStrips<Shape>(strips, rows, n_tiles, stages, table, acc);
+  // The product's barriers order these before `write`.
+  const int mine = static_cast<int>(threadIdx.x) - (kThreads - kMostRows);
+  if (mine >= 0 && mine < unit.n_rows) {
+    const int place = args.places.groups.order[unit.first + mine];
+    out.place[mine] = place;
+    out.factor[mine] = FactorOf(unit.slot, shape.down) * args.places.weights[place];
+  }
 
+  const auto write = [&](int round, const ProductSums<Shape>& sums) {
+    const int first = strip + round * kRoundStrips;
 #pragma unroll
-  for (int j = 0; j < kRows / 8; ++j) {
+    for (int j = 0; j < kRows / 8; ++j) {
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const int row = j * 8 + lane % 4 * 2 + c;
-      if (row >= unit.n_rows) continue;
-      const int place = args.places.groups.order[unit.first + row];
-      const float by = factor * args.places.weights[place];
+      for (int c = 0; c < 2; ++c) {
+        const int row = j * 8 + lane % 4 * 2 + c;
+        if (row >= unit.n_rows) continue;
+        const float by = out.factor[row];
+        uint16_t* to = args.places.products + int64_t{out.place[row]} * shape.width +
+                       first * kStripRows + lane / 4 * 2;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (strip + i >= n_strips) continue;
-        uint16_t* to = args.places.products + int64_t{place} * shape.width +
-                       (strip + i) * kStripRows + lane / 4 * 2;
-        *reinterpret_cast<uint32_t*>(to) =
-            PackHalves(ToHalf(acc[i][j][c] * by), ToHalf(acc[i][j][2 + c] * by));
+        for (int i = 0; i < 2; ++i) {
+          if (first + i >= n_strips) continue;
+          *reinterpret_cast<uint32_t*>(to + i * kStripRows) =
+              PackHalves(ToHalf(sums[i][j][c] * by), ToHalf(sums[i][j][2 + c] * by));
+        }
       }
     }
-  }
+  };
+  MultiplyStrips<Shape>(strips, rows, Rounds{n_tiles, n_rounds, (kRoundStrips - 1) * n_tiles},
+                        stages, table, write);
 }
 
 // As many blocks as fit at once; each takes every gridDim.x-th unit. The device alone knows how
@@ -212,6 +234,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   auto* table = reinterpret_cast<uint8_t*>(shared);
   uint8_t* stages = table + kPairTableBytes;
   auto* first_unit = reinterpret_cast<int*>(table + kSharedBytes);
+  __shared__ OutPlaces out;
   constexpr int kColumns = kIsDown ? kOutColumns : kActColumns;
   const int n_columns = kIsDown ? args.shape.width : args.shape.inner;
   const int n_groups = (n_columns + kColumns - 1) / kColumns;
@@ -223,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     const Unit unit = FindUnit(args, n_groups, first_unit, number);
     const auto run = [&]<int kRows>() {
       if constexpr (kIsDown) {
-        DownUnit<kRows>(args, unit, table, stages);
+        DownUnit<kRows>(args, unit, table, stages, out);
       } else {
         GateUpUnit<kRows>(args, unit, table, stages);
       }

@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "services/gpu-worker/ops/cuda/prefill_linear.h"
-#include "services/gpu-worker/ops/cuda/prefill_tile.cuh"
+#include "services/gpu-worker/ops/cuda/prefill_product.cuh"
 
 namespace hearth::worker {
 namespace {
@@ -32,6 +32,35 @@ __device__ Strip StripOf(const DeviceMatrix& weights, int64_t strip, int n_tiles
   }
 }
 
+template <typename Shape>
+__device__ void WriteRows(const LinearArgs& args, int64_t first_strip, int64_t first_row,
+                          const ProductSums<Shape>& sums) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const float factor = args.weights.factor * TileWeights<Shape::kKind>::kFactor;
+  const int64_t out = args.weights.out;
+#pragma unroll
+  for (int i = 0; i < Shape::kStrips; ++i) {
+    const int64_t column = (first_strip + i) * kStripRows + lane / 4 * 2;
+    if (column >= out) break;
+#pragma unroll
+    for (int j = 0; j < Shape::kRows / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int64_t row = first_row + j * 8 + lane % 4 * 2 + c;
+        if (row >= args.n_rows) continue;
+        float* to = args.y + row * out + column;
+        const float2 pair = make_float2(sums[i][j][c] * factor, sums[i][j][2 + c] * factor);
+        if (out % 2 == 0) {
+          *reinterpret_cast<float2*>(to) = pair;
+        } else {
+          to[0] = pair.x;
+          if (column + 1 < out) to[1] = pair.y;
+        }
+      }
+    }
+  }
+}
+
 // Blocks a processor that registers are to suffice for.
 template <typename Shape>
 constexpr int kResident = Shape::kKind == WeightKind::kTiled4&& Shape::kRows == 64 ? 2 : 1;
@@ -43,7 +72,6 @@ __global__ void __launch_bounds__(Shape::kThreads, kResident<Shape>)
   extern __shared__ uint4 shared[];
   auto* table = reinterpret_cast<uint8_t*>(shared);
   uint8_t* stages = table + Shape::kTableBytes;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t first_strip =
       (int64_t{blockIdx.x} * Shape::kWarps + threadIdx.x / kWarp) * Shape::kStrips;
   const int64_t first_row = int64_t{blockIdx.y} * Shape::kRows;
@@ -63,32 +91,10 @@ __global__ void __launch_bounds__(Shape::kThreads, kResident<Shape>)
   if constexpr (Shape::kTableBytes > 0) {
     FillPairTable(args.weights.levels, reinterpret_cast<uint32_t*>(table));
   }
-  float acc[Shape::kStrips][Shape::kRows / 8][4] = {};
-  MultiplyStrips<Shape>(strips, rows, args.n_tiles, stages, table, acc);
-
-  const float factor = args.weights.factor * TileWeights<Shape::kKind>::kFactor;
-  const int64_t out = args.weights.out;
-#pragma unroll
-  for (int i = 0; i < Shape::kStrips; ++i) {
-    const int64_t column = (first_strip + i) * kStripRows + lane / 4 * 2;
-    if (column >= out) break;
-#pragma unroll
-    for (int j = 0; j < Shape::kRows / 8; ++j) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int64_t row = first_row + j * 8 + lane % 4 * 2 + c;
-        if (row >= args.n_rows) continue;
-        float* to = args.y + row * out + column;
-        const float2 pair = make_float2(acc[i][j][c] * factor, acc[i][j][2 + c] * factor);
-        if (out % 2 == 0) {
-          *reinterpret_cast<float2*>(to) = pair;
-        } else {
-          to[0] = pair.x;
-          if (column + 1 < out) to[1] = pair.y;
-        }
-      }
-    }
-  }
+  const auto write = [&](int, const ProductSums<Shape>& sums) {
+    WriteRows<Shape>(args, first_strip, first_row, sums);
+  };
+  MultiplyStrips<Shape>(strips, rows, OneRound{args.n_tiles}, stages, table, write);
 }
 
 template <typename Shape>
@@ -116,9 +122,12 @@ cudaError_t LaunchTile(PrefillTile tile, const LinearArgs& args, cudaStream_t st
       }
       [[fallthrough]];
     default:
-      return LaunchShape<
-          ProductShape<kKind, 8, 2, 64, kKind == WeightKind::kTiled4 ? 4 : 2, kParts>>(args,
-                                                                                       stream);
+      if constexpr (kKind == WeightKind::kBF16) {
+        return LaunchShape<ProductShape<kKind, 4, 2, 64, 3, kParts>>(args, stream);
+      } else {
+        return LaunchShape<ProductShape<kKind, 8, 2, 64, kKind == WeightKind::kTiled4 ? 4 : 3>>(
+            args, stream);
+      }
   }
 }
 

@@ -11,7 +11,6 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
-#include <utility>
 
 #include "common/tensor/linear.h"
 #include "services/gpu-worker/ops/cuda/linear.h"
@@ -47,10 +46,12 @@ __device__ inline void FillPairTable(const Levels& levels, uint32_t* table) {
   }
 }
 
-// A strip's tiles in device memory; null: all zeros.
+// A strip's tiles in device memory; null: all zeros. In a product of several rounds
+// (prefill_product) it is the first round's strip, and `rounds` says how many have one.
 struct Strip {
   const uint8_t* data = nullptr;
   const uint16_t* scales = nullptr;
+  int rounds = 1;
   int64_t stride = 0;   // kBF16: values between two rows
   int64_t columns = 0;  // kBF16: values of a row
   int rows = 0;         // kBF16: rows that exist
@@ -74,21 +75,26 @@ struct TileSource {
         scales(strip.scales + lane % 4 * 4),
         to(static_cast<uint32_t>(SwappedPiece(lane)) * 16),
         to_scales(kPieces * 16 + static_cast<uint32_t>(lane) * 8),
-        is_there(strip.data != nullptr),
+        rounds(strip.data == nullptr ? 0 : strip.rounds),
         has_scales(lane < 4) {}
   __device__ void CopyNext(uint32_t tile) {
+    const bool is_there = rounds > 0;
 #pragma unroll
     for (int i = 0; i < kPieces / kWarp; ++i) {  // pieces 32 further are swapped alike
       CopyAsync16(tile + to + i * kWarp * 16, codes + i * kWarp * 16, is_there);
     }
     if (has_scales) CopyAsync8(tile + to_scales, scales, is_there);
-    codes += kPieces * 16;
-    scales += kStripRows;
+    Skip(1);
+  }
+  __device__ void Skip(int n_tiles) {
+    codes += n_tiles * kPieces * 16;
+    scales += n_tiles * kStripRows;
   }
   const uint8_t* codes;
   const uint16_t* scales;
   uint32_t to, to_scales;
-  bool is_there, has_scales;
+  int rounds;
+  bool has_scales;
 };
 
 // Words of columns 4 t .. 4 t + 3 (t = lane % 4 + 4 part) of rows 2 g and 2 g + 1.
@@ -129,6 +135,9 @@ struct TileWeights<WeightKind::kTiled4> {
     a[2] = Scaled(look(words[1].x), scales[0]);
     a[3] = Scaled(look(words[1].y), scales[1]);
   }
+  static __device__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    MultiplyHalf(c, a, b0, b1);
+  }
 };
 
 template <>
@@ -160,6 +169,9 @@ struct TileWeights<WeightKind::kTiled8> {
     a[1] = Scaled(pair(words[0].y, words[2].y), scales[1]);
     a[2] = Scaled(pair(words[1].x, words[3].x), scales[0]);
     a[3] = Scaled(pair(words[1].y, words[3].y), scales[1]);
+  }
+  static __device__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    MultiplyHalf(c, a, b0, b1);
   }
 };
 
@@ -205,144 +217,9 @@ struct TileWeights<WeightKind::kBF16> {
     const int row = 2 * (lane % 8) + lane / 8 % 2;
     LoadMatrices(a, SharedAddress(tile) + PlaceOfPiece(row, 2 * s + lane / 16));
   }
-};
-
-// How a block divides a product: kWarps warps, kStrips strips a warp, kColumns rows of activations
-// (the product's columns), kStages stages under way.
-template <WeightKind kWeights, int kWarpsABlock, int kStripsAWarp, int kRowsABlock, int kStageCount,
-          int kPartsOfX = 1>
-struct ProductShape {
-  static constexpr WeightKind kKind = kWeights;
-  static constexpr int kWarps = kWarpsABlock, kStrips = kStripsAWarp, kRows = kRowsABlock,
-                       kStages = kStageCount, kParts = kPartsOfX;
-  static constexpr int kThreads = kWarps * kWarp;
-  static constexpr int kRowBytes = kRows * kTileWidth * 2;  // of one part of a stage's activations
-  static constexpr int kStripBytes = TileWeights<kKind>::kBytes;
-  static constexpr int kStageBytes = kParts * kRowBytes + kWarps * kStrips * kStripBytes;
-  static constexpr int kTableBytes = kKind == WeightKind::kTiled4 ? kPairTableBytes : 0;
-  static constexpr int kSharedBytes = kTableBytes + kStages * kStageBytes;
-  // 16-byte pieces of a stage's activations that a thread copies.
-  static constexpr int kPieces = (kRows * 8 + kThreads - 1) / kThreads;
-  static_assert(kRows % 16 == 0 && kStages >= 2 && (kParts == 1 || kKind == WeightKind::kBF16));
-};
-
-// The rows of activations whose pieces a thread copies: row (thread + i threads) / 8; null: zeros.
-template <typename Shape>
-struct RowPlaces {
-  const uint16_t* rows[Shape::kPieces] = {};
-  int64_t low_offset = 0;  // from a row's high part to its low one, in values
-  int64_t columns = 0;
-};
-
-template <typename Source, int kCount>
-struct Sources {
-  Source at[kCount];
-};
-
-// acc[strip][j] += strip x rows 8 j .. 8 j + 7, over n_tiles tiles. `stages` holds kStages *
-// kStageBytes, `table` the block's table. All warps of the block together; the stages are free
-// again after the next barrier.
-template <typename Shape>
-__device__ void MultiplyStrips(const Strip (&strips)[Shape::kStrips], const RowPlaces<Shape>& rows,
-                               int n_tiles, uint8_t* stages, const uint8_t* table,
-                               float (&acc)[Shape::kStrips][Shape::kRows / 8][4]) {
-  using Weights = TileWeights<Shape::kKind>;
-  using Source = typename Weights::Source;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int my_strips =
-      Shape::kParts * Shape::kRowBytes + warp * Shape::kStrips * Shape::kStripBytes;
-  const auto sources = [&]<size_t... kAt>(std::index_sequence<kAt...>) {
-    return Sources<Source, Shape::kStrips>{{Source(strips[kAt], lane)...}};
-  };
-  auto from = sources(std::make_index_sequence<Shape::kStrips>());
-  const uint16_t* pieces[Shape::kPieces];
-  uint32_t places[Shape::kPieces];
-#pragma unroll
-  for (int i = 0; i < Shape::kPieces; ++i) {
-    const int at = static_cast<int>(threadIdx.x) + i * Shape::kThreads;
-    pieces[i] = rows.rows[i] == nullptr ? nullptr : rows.rows[i] + at % 8 * 8;
-    places[i] = PlaceOfPiece(at / 8, at % 8);
+  static __device__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    MultiplyBf16(c, a, b0, b1);
   }
-  int columns = static_cast<int>(rows.columns) - static_cast<int>(threadIdx.x) % 8 * 8;
-
-  // The next tile, to the stage at `to`.
-  const auto load = [&](uint32_t to) {
-#pragma unroll
-    for (int i = 0; i < Shape::kStrips; ++i) {
-      from.at[i].CopyNext(to + static_cast<uint32_t>(my_strips + i * Shape::kStripBytes));
-    }
-#pragma unroll
-    for (int i = 0; i < Shape::kPieces; ++i) {
-      if (Shape::kRows * 8 % Shape::kThreads != 0 &&
-          static_cast<int>(threadIdx.x) + i * Shape::kThreads >= Shape::kRows * 8) {
-        break;
-      }
-      const bool is_there =
-          pieces[i] != nullptr && (Shape::kKind != WeightKind::kBF16 || columns > 0);
-#pragma unroll
-      for (int part = 0; part < Shape::kParts; ++part) {
-        CopyAsync16(to + static_cast<uint32_t>(part * Shape::kRowBytes) + places[i],
-                    is_there ? pieces[i] + part * rows.low_offset : nullptr, is_there);
-      }
-      if (pieces[i] != nullptr) pieces[i] += kTileWidth;
-    }
-    columns -= kTileWidth;
-  };
-
-  const uint32_t first_stage = SharedAddress(stages);
-#pragma unroll
-  for (int tile = 0; tile < Shape::kStages - 1; ++tile) {
-    if (tile < n_tiles) load(first_stage + static_cast<uint32_t>(tile * Shape::kStageBytes));
-    CommitCopies();  // also where there is nothing: groups are counted
-  }
-  int read = 0, write = (Shape::kStages - 1) * Shape::kStageBytes;
-  const auto next = [](int at) {
-    return at == (Shape::kStages - 1) * Shape::kStageBytes ? 0 : at + Shape::kStageBytes;
-  };
-  for (int tile = 0; tile < n_tiles; ++tile) {
-    WaitForCopies<Shape::kStages - 2>();
-    __syncthreads();  // everyone's copies are there, and the stage to be filled has been read
-    if (tile + Shape::kStages - 1 < n_tiles) load(first_stage + static_cast<uint32_t>(write));
-    CommitCopies();
-    const uint8_t* stage = stages + read;
-    read = next(read), write = next(write);
-    Weights weights[Shape::kStrips];
-#pragma unroll
-    for (int i = 0; i < Shape::kStrips; ++i) {
-      weights[i].Load(stage + my_strips + i * Shape::kStripBytes, lane);
-    }
-    const uint32_t first_row =
-        SharedAddress(stage) + static_cast<uint32_t>((lane / 16 * 8 + lane % 8) * 128);
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      uint32_t a[Shape::kStrips][4];
-#pragma unroll
-      for (int i = 0; i < Shape::kStrips; ++i) {
-        weights[i].Decode(s, stage + my_strips + i * Shape::kStripBytes, table, lane, a[i]);
-      }
-      const auto piece = static_cast<uint32_t>(((2 * s + lane / 8 % 2) ^ (lane % 8)) << 4);
-#pragma unroll
-      for (int j = 0; j < Shape::kRows / 16; ++j) {
-#pragma unroll
-        for (int part = 0; part < Shape::kParts; ++part) {
-          uint32_t b[4];
-          LoadMatrices(
-              b, first_row + piece + static_cast<uint32_t>(part * Shape::kRowBytes + j * 2048));
-#pragma unroll
-          for (int i = 0; i < Shape::kStrips; ++i) {
-            if constexpr (Shape::kKind == WeightKind::kBF16) {
-              MultiplyBf16(acc[i][2 * j], a[i], b[0], b[1]);
-              MultiplyBf16(acc[i][2 * j + 1], a[i], b[2], b[3]);
-            } else {
-              MultiplyHalf(acc[i][2 * j], a[i], b[0], b[1]);
-              MultiplyHalf(acc[i][2 * j + 1], a[i], b[2], b[3]);
-            }
-          }
-        }
-      }
-    }
-  }
-}
+};
 
 }  // namespace hearth::worker
