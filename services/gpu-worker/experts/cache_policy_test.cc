@@ -1,9 +1,12 @@
 #include "services/gpu-worker/experts/cache_policy.h"
 
+#include <random>
+#include <set>
 #include <utility>
 
 #include "common/testing/status_matchers.h"
 #include "services/gpu-worker/experts/admission_cost.h"
+#include "services/gpu-worker/experts/admission_review.h"
 #include "services/gpu-worker/experts/expert_cache.h"
 
 namespace hearth::worker {
@@ -129,6 +132,59 @@ TEST_F(PolicyTest, LruTakesTheHottestWhereFewAreAllowed) {
   EXPECT_EQ(admissions[0].expert, 3);
   EXPECT_EQ(cache_->Statistics().candidates_dropped, 1u + 2 + 3 + 2);
   EXPECT_TRUE(Admit(16).empty());  // what was left out must be missed again
+}
+
+TEST(AdmissionReview, StopsCopiesThatDoNotPayAndLetsThoseThatDoBeMadeAgain) {
+  auto made = ExpertCache::Create({.n_layers = 1, .n_experts = 512, .n_slots = 128}, "lru");
+  ASSERT_OK(made);
+  ExpertCache& cache = **made;
+  std::mt19937 random(1);
+  uint64_t n_admissions = 0;
+  // Ten different experts; of each, eight in ten among the first `working_set`.
+  const auto run = [&](int n_steps, int working_set) {
+    n_admissions = 0;
+    const LayerCounts before = cache.Statistics().layers[0];
+    for (int step = 0; step < n_steps; ++step) {
+      std::set<int> experts;
+      while (experts.size() < 10) {
+        const bool is_local = random() % 10 < 8;
+        experts.insert(static_cast<int>(random() % (is_local ? unsigned(working_set) : 512U)));
+      }
+      std::vector<ExpertUse> uses;
+      for (const int expert : experts) uses.push_back({0, expert, 1});
+      cache.RecordStep(uses);
+      for (const Admission& admission : cache.PlanAdmissions(10)) {
+        cache.Publish(admission);
+        ++n_admissions;
+      }
+    }
+    const LayerCounts after = cache.Statistics().layers[0];
+    return static_cast<double>(after.hits - before.hits) / (10.0 * n_steps);
+  };
+  run(3000, 512);  // flat
+  EXPECT_NEAR(run(1000, 512), 0.25, 0.05);
+  EXPECT_LT(n_admissions, 150u);  // 600 without the review
+  run(500, 80);
+  EXPECT_GT(run(500, 80), 0.75);
+}
+
+TEST(AdmissionReview, MarginIsRaisedByWhatDidNotPayAndRelaxesWithTime) {
+  AdmissionReview review({.n_layers = 1, .n_experts = 4, .n_slots = 1},
+                         {.half_life_steps = 32, .admission_cost = 2, .profile = {}});
+  EXPECT_EQ(review.margin(), 2);
+  const ExpertUse use[] = {{0, 0, 1}};
+  for (int i = 0; i < 1000; ++i) {
+    review.OnAdmission(1, 2);  // neither is used
+    review.OnStep(use);
+  }
+  EXPECT_GT(review.margin(), 3);
+  for (int i = 0; i < 5000; ++i) review.OnStep(use);
+  EXPECT_NEAR(review.margin(), 2, 0.01);
+  for (int i = 0; i < 1000; ++i) {
+    review.OnAdmission(0, 1);  // used in every step
+    review.OnStep(use);
+  }
+  EXPECT_NEAR(review.margin(), 2, 0.01);
 }
 
 TEST_F(PolicyTest, PromptIsAdmittedBeforeItsFirstToken) {
