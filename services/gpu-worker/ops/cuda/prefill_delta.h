@@ -28,9 +28,9 @@ int64_t PrefillDeltaScratchBytes(const DeltaShape& shape, int n_rows);
 //   scratch  PrefillDeltaScratchBytes(), at a multiple of 16 bytes
 //   out      [n, Hv, dv] float
 //
-// dk and dv multiples of 16, at most 128. Three launches for each 512 rows. Bytes: 8 Hv dk dv +
-// n (20 Hv dv + 4 channels) and the scratch twice, out of L2. Operations: some n Hv (1024 + 6 dv)
-// dk.
+// dk and dv multiples of 16, at most 128. Two launches for each 512 rows, and one. Bytes: 8 Hv dk
+// dv + n (20 Hv dv + 4 channels) and the scratch twice, out of L2. Operations: some n Hv (1024 + 6
+// dv) dk.
 cudaError_t PrefillDeltaRuleCuda(const DeltaShape& shape, int n_rows, const DeltaInputs& in,
                                  const float* qkvz, const float* norm, float eps,
                                  float* const* state, void* scratch, float* out,
