@@ -23,6 +23,7 @@ struct MakeModelFlags {
   std::string shape, out;
   int64_t layers = 0;
   uint64_t seed = 1;
+  bool mtp = false;
   int threads = UsableCores();
 };
 
@@ -36,7 +37,7 @@ absl::Status RunMakeModel(const MakeModelFlags& flags, bool layers_given) {
         absl::StrCat("--layers 0: allowed are 1 to ", kMaxSyntheticLayers));
   }
   HEARTH_ASSIGN_OR_RETURN(const SyntheticSpec spec,
-                          MakeSyntheticSpec(flags.shape, flags.layers, flags.seed));
+                          MakeSyntheticSpec(flags.shape, flags.layers, flags.seed, flags.mtp));
   const bool is_terminal = ::isatty(STDERR_FILENO) != 0;
   const auto start = Clock::now();
   auto last = start;
@@ -74,6 +75,7 @@ void AddMakeModel(CLI::App& app, int* exit_code) {
   command->add_option("--out", flags->out, "Folder to make; must be empty where it exists")
       ->required();
   command->add_option("--seed", flags->seed, "Seed of the weights (1)");
+  command->add_flag("--mtp", flags->mtp, "With a multi-token prediction head");
   command->add_option("--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024));
   command->callback([flags, layers, exit_code] {
     const absl::Status status = RunMakeModel(*flags, layers->count() > 0);

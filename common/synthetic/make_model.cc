@@ -201,7 +201,7 @@ absl::Status WriteSmallFiles(const SyntheticSpec& spec, const ModelConfig& confi
 absl::Status WriteAll(const SyntheticSpec& spec, const ModelConfig& config,
                       const MakeModelOptions& options,
                       const std::function<void(const MakeModelProgress&)>& progress) {
-  const std::vector<SyntheticTensor> tensors = ListSyntheticTensors(config);
+  const std::vector<SyntheticTensor> tensors = ListSyntheticTensors(config, spec.mtp);
   uint64_t total = 0;
   for (const SyntheticTensor& tensor : tensors) total += tensor.n_bytes();
   if (const auto room = FileSystemRoom(options.folder)) {

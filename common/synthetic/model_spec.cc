@@ -38,7 +38,7 @@ const NamedShape* Find(std::string_view name) {
   return found == std::end(kShapes) ? nullptr : found;
 }
 
-absl::Status AddOption(std::string_view option, int64_t* n_layers, uint64_t* seed) {
+absl::Status AddOption(std::string_view option, int64_t* n_layers, uint64_t* seed, bool* mtp) {
   const std::pair<std::string, std::string> parts =
       absl::StrSplit(ToAbsl(option), absl::MaxSplits('=', 1));
   const auto& [name, value] = parts;
@@ -46,9 +46,13 @@ absl::Status AddOption(std::string_view option, int64_t* n_layers, uint64_t* see
     return absl::OkStatus();
   }
   if (name == "seed" && absl::SimpleAtoi(value, seed)) return absl::OkStatus();
+  if (name == "mtp" && (value == "0" || value == "1")) {
+    *mtp = value == "1";
+    return absl::OkStatus();
+  }
   return absl::InvalidArgumentError(
       absl::StrCat("'", ToAbsl(option), "' in a synthetic model's name: allowed are layers=1 to ",
-                   kMaxSyntheticLayers, " and seed=NUMBER"));
+                   kMaxSyntheticLayers, ", seed=NUMBER and mtp=0 or 1"));
 }
 
 }  // namespace
@@ -60,7 +64,7 @@ std::vector<std::string> SyntheticShapes() {
 }
 
 absl::StatusOr<SyntheticSpec> MakeSyntheticSpec(std::string_view shape, int64_t n_layers,
-                                                uint64_t seed) {
+                                                uint64_t seed, bool mtp) {
   const NamedShape* found = Find(shape);
   if (found == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("unknown shape '", ToAbsl(shape), "', one of ",
@@ -71,7 +75,7 @@ absl::StatusOr<SyntheticSpec> MakeSyntheticSpec(std::string_view shape, int64_t 
     return absl::InvalidArgumentError(
         absl::StrCat(n_layers, " layers: allowed are 1 to ", kMaxSyntheticLayers));
   }
-  return SyntheticSpec{found->name, static_cast<int>(n_layers), seed};
+  return SyntheticSpec{found->name, static_cast<int>(n_layers), seed, mtp};
 }
 
 bool IsSyntheticName(std::string_view model) { return model.starts_with(kPrefix); }
@@ -79,19 +83,21 @@ bool IsSyntheticName(std::string_view model) { return model.starts_with(kPrefix)
 absl::StatusOr<SyntheticSpec> ParseSyntheticName(std::string_view model) {
   if (!IsSyntheticName(model)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("'", ToAbsl(model), "' is not synthetic:SHAPE[,layers=N][,seed=S]"));
+        absl::StrCat("'", ToAbsl(model), "' is not synthetic:SHAPE[,layers=N][,seed=S][,mtp=1]"));
   }
   const std::vector<std::string> parts = absl::StrSplit(ToAbsl(model.substr(kPrefix.size())), ',');
   int64_t n_layers = 0;
   uint64_t seed = 1;
+  bool mtp = false;
   for (size_t i = 1; i < parts.size(); ++i) {
-    HEARTH_RETURN_IF_ERROR(AddOption(parts[i], &n_layers, &seed));
+    HEARTH_RETURN_IF_ERROR(AddOption(parts[i], &n_layers, &seed, &mtp));
   }
-  return MakeSyntheticSpec(parts[0], n_layers, seed);
+  return MakeSyntheticSpec(parts[0], n_layers, seed, mtp);
 }
 
 std::string SyntheticName(const SyntheticSpec& spec) {
-  return absl::StrCat(ToAbsl(kPrefix), spec.shape, ",layers=", spec.n_layers, ",seed=", spec.seed);
+  return absl::StrCat(ToAbsl(kPrefix), spec.shape, ",layers=", spec.n_layers, ",seed=", spec.seed,
+                      spec.mtp ? ",mtp=1" : "");
 }
 
 json::object SyntheticConfig(const SyntheticSpec& spec) {

@@ -1,5 +1,6 @@
 // Which synthetic model is meant: a named shape, a number of layers and a seed. Used by `hearth
-// make-model`, and by everything that takes "synthetic:SHAPE[,layers=N][,seed=S]" for a model.
+// make-model`, and by everything that takes "synthetic:SHAPE[,layers=N][,seed=S][,mtp=1]" for a
+// model.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@ struct SyntheticSpec {
   std::string shape;
   int n_layers = 0;
   uint64_t seed = 1;
+  bool mtp = false;  // with a multi-token prediction head
 };
 
 std::vector<std::string> SyntheticShapes();
@@ -25,7 +27,7 @@ std::vector<std::string> SyntheticShapes();
 // InvalidArgument names the choices: an unknown shape, layers outside 1 to kMaxSyntheticLayers.
 // `n_layers` 0: as many as the shape's model has.
 absl::StatusOr<SyntheticSpec> MakeSyntheticSpec(std::string_view shape, int64_t n_layers,
-                                                uint64_t seed);
+                                                uint64_t seed, bool mtp = false);
 
 bool IsSyntheticName(std::string_view model);  // begins with "synthetic:"
 absl::StatusOr<SyntheticSpec> ParseSyntheticName(std::string_view model);

@@ -31,11 +31,11 @@ class SyntheticCheckpoint final : public Checkpoint {
  public:
   SyntheticCheckpoint(const SyntheticSpec& spec, ModelConfig config, int n_threads)
       : spec_(spec), config_(std::move(config)), n_threads_(n_threads), name_(SyntheticName(spec)) {
-    ModelTensors tensors = ListModelTensors(config_);
+    ModelTensors tensors = ListSyntheticModel(config_, spec.mtp);
     for (LinearSpec& linear : tensors.linears) linears_.emplace(linear.module, linear);
     for (VectorSpec& vector : tensors.vectors) vectors_.emplace(vector.name, vector);
     expert_prefixes_.insert(tensors.experts.begin(), tensors.experts.end());
-    for (const SyntheticTensor& tensor : ListSyntheticTensors(config_)) {
+    for (const SyntheticTensor& tensor : ListSyntheticTensors(config_, spec.mtp)) {
       total_bytes_ += tensor.n_bytes();
     }
   }
@@ -78,7 +78,7 @@ class SyntheticCheckpoint final : public Checkpoint {
   }
 
   bool Has(std::string_view module) const override { return Find(module).ok(); }
-  bool has_mtp() const override { return false; }
+  bool has_mtp() const override { return spec_.mtp; }
   const std::vector<std::string>& unknown_tensors() const override { return unknown_; }
   std::string_view quantization() const override { return "nf4"; }
   std::string ExpertFingerprint() const override {

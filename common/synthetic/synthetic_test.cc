@@ -58,7 +58,8 @@ TEST(SyntheticSpec, WhatCannotBeMadeIsRefusedWithTheChoices) {
   refused("synthetic:tiny,layers=0", "'layers=0'");
   refused("synthetic:tiny,layers=2x", "'layers=2x'");
   refused("synthetic:tiny,seed=-1", "'seed=-1'");
-  refused("synthetic:tiny,speed=1", "allowed are layers=1 to 48 and seed=NUMBER");
+  refused("synthetic:tiny,speed=1", "allowed are layers=1 to 48, seed=NUMBER and mtp=0 or 1");
+  refused("synthetic:tiny,mtp=2", "'mtp=2'");
   refused("models/demo", "is not synthetic:");
   EXPECT_FALSE(IsSyntheticName("models/synthetic:tiny"));
 }
@@ -171,6 +172,33 @@ TEST(MakeModel, FilesAndMemoryHoldTheSameBytes) {
   for (const VectorSpec& vector : tensors.vectors) {
     EXPECT_EQ(files->Vector(vector.name).value(), memory->Vector(vector.name).value());
   }
+}
+
+TEST(MakeModel, AnMtpHeadIsThereWhereItWasAskedFor) {
+  const TempFolder folder;
+  ASSERT_OK_AND_ASSIGN(const SyntheticSpec spec,
+                       ParseSyntheticName("synthetic:tiny,layers=2,mtp=1"));
+  EXPECT_EQ(SyntheticName(spec), "synthetic:tiny,layers=2,seed=1,mtp=1");
+  ASSERT_OK(MakeModel(spec, {.folder = folder / "model", .n_threads = 2}));
+  ASSERT_OK_AND_ASSIGN(const auto files, OpenModel(folder / "model", 1));
+  ASSERT_OK_AND_ASSIGN(const auto memory, OpenSynthetic(spec, 1));
+  EXPECT_TRUE(files->has_mtp() && memory->has_mtp());
+  EXPECT_TRUE(files->unknown_tensors().empty());
+  EXPECT_EQ(files->total_bytes(), memory->total_bytes());
+  for (const char* module : {"mtp.fc", "mtp.layers.0.mlp.experts.7.down_proj"}) {
+    ASSERT_OK_AND_ASSIGN(const OwnedLinear a, files->Linear(module));
+    ASSERT_OK_AND_ASSIGN(const OwnedLinear b, memory->Linear(module));
+    ExpectSame(a, b, module);
+    EXPECT_EQ(a.ref.kind, WeightKind::kBlock4);
+  }
+  EXPECT_EQ(files->Vector("mtp.norm.weight").value(), memory->Vector("mtp.norm.weight").value());
+  // The model itself is the one without.
+  ASSERT_OK_AND_ASSIGN(const auto without, OpenModel("synthetic:tiny,layers=2,mtp=0", 1));
+  EXPECT_FALSE(without->has_mtp());
+  ASSERT_OK_AND_ASSIGN(const OwnedLinear a,
+                       without->Linear("model.layers.1.mlp.experts.0.up_proj"));
+  ASSERT_OK_AND_ASSIGN(const OwnedLinear b, memory->Linear("model.layers.1.mlp.experts.0.up_proj"));
+  ExpectSame(a, b, "model.layers.1.mlp.experts.0.up_proj");
 }
 
 TEST(MakeModel, AnotherSeedGivesOtherWeightsAndAnotherFingerprint) {

@@ -126,8 +126,8 @@ const std::vector<float>& NestedLevels() {
 std::vector<SyntheticTensor> LinearTensors(const LinearSpec& spec) {
   if (IsQuantised(spec.module)) return Block4Tensors(spec);
   // Larger than what the layers add, or neighbouring tokens would look alike to the routers: at
-  // 8 a prompt of 128 tokens chooses 452 of 512 experts a layer (470 if all were equally likely), at
-  // 1 it chooses 173.
+  // 8 a prompt of 128 tokens chooses 452 of 512 experts a layer (470 if all were equally likely),
+  // at 1 it chooses 173.
   const bool is_embedding = spec.module == "model.embed_tokens";
   return {{.name = spec.module + ".weight",
            .dtype = Dtype::kBF16,
@@ -164,8 +164,18 @@ std::vector<LinearSpec> ExpertLinears(const ModelConfig& config, const std::stri
   return linears;
 }
 
-std::vector<SyntheticTensor> ListSyntheticTensors(const ModelConfig& config) {
-  const ModelTensors model = ListModelTensors(config);
+ModelTensors ListSyntheticModel(const ModelConfig& config, bool with_mtp) {
+  ModelTensors model = ListModelTensors(config);
+  if (!with_mtp) return model;
+  const ModelTensors mtp = ListMtpTensors(config);
+  model.linears.insert(model.linears.end(), mtp.linears.begin(), mtp.linears.end());
+  model.vectors.insert(model.vectors.end(), mtp.vectors.begin(), mtp.vectors.end());
+  model.experts.insert(model.experts.end(), mtp.experts.begin(), mtp.experts.end());
+  return model;
+}
+
+std::vector<SyntheticTensor> ListSyntheticTensors(const ModelConfig& config, bool with_mtp) {
+  const ModelTensors model = ListSyntheticModel(config, with_mtp);
   std::vector<SyntheticTensor> tensors;
   const auto add = [&tensors](const LinearSpec& spec) {
     for (SyntheticTensor& tensor : LinearTensors(spec)) tensors.push_back(std::move(tensor));

@@ -49,8 +49,10 @@ float NestedOffset(const LinearSpec& spec);  // the middle of a 4-bit linear's s
 const std::vector<float>& NestedLevels();    // bitsandbytes' 256 levels of absmax codes
 std::vector<LinearSpec> ExpertLinears(const ModelConfig& config, const std::string& experts);
 
-// All of a model, in the order of its files.
-std::vector<SyntheticTensor> ListSyntheticTensors(const ModelConfig& config);
+// All of a model, with or without a multi-token prediction head.
+ModelTensors ListSyntheticModel(const ModelConfig& config, bool with_mtp);
+// The same in the order of its files.
+std::vector<SyntheticTensor> ListSyntheticTensors(const ModelConfig& config, bool with_mtp);
 
 // Bytes `offset` (a multiple of 8) to offset + bytes.size() of a tensor.
 void FillTensor(const SyntheticTensor& tensor, uint64_t seed, uint64_t offset,
