@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "cli/commands.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
@@ -44,7 +46,9 @@ struct BenchmarkFlags {
   int max_batch_tokens = 512;
   double threshold = 0.05;
   uint64_t seed = 1;
-  bool json = false, machine = false, exact = false;
+  bool json = false, machine = false, exact = false, mtp = false;
+  int mtp_drafts = 1;
+  double mtp_right = 0.8;
 };
 
 void Say(const std::string& text) {
@@ -78,20 +82,26 @@ absl::StatusOr<Loaded> Load(const BenchmarkFlags& flags,
   Loaded loaded;
   HEARTH_ASSIGN_OR_RETURN(loaded.checkpoint, OpenModel(flags.model, flags.threads));
   const ModelConfig& config = loaded.checkpoint->config();
+  if (flags.mtp && !loaded.checkpoint->has_mtp()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--mtp on: ", flags.model, " has no multi-token prediction head"));
+  }
   HEARTH_ASSIGN_OR_RETURN(loaded.routing, worker::MakeRouting(flags.routing, config, flags.seed));
   worker::EngineOptions options{.n_threads = flags.threads,
                                 .exact = flags.exact,
                                 .isa = flags.isa,
                                 .max_batch_tokens = flags.max_batch_tokens,
+                                .max_drafts = flags.mtp ? flags.mtp_drafts : 0,
                                 .routing = loaded.routing.routing.get()};
   options.kv_tokens = worker::KvTokensNeeded(tests, options.page_tokens);
   const ExpertLayout layout = flags.exact ? kPlainExperts : kTiledExperts;
   HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan,
                           store::PlanExperts(*loaded.checkpoint, flags.threads, layout));
   for (const uint64_t bytes : plan.payload_bytes) loaded.expert_bytes += bytes;
-  HEARTH_ASSIGN_OR_RETURN(loaded.dense_bytes, worker::DenseMemory(*loaded.checkpoint, flags.exact));
+  HEARTH_ASSIGN_OR_RETURN(loaded.dense_bytes,
+                          worker::DenseMemory(*loaded.checkpoint, flags.exact, flags.mtp));
   HEARTH_ASSIGN_OR_RETURN(const worker::Traffic traffic,
-                          worker::ComputeTraffic(*loaded.checkpoint, flags.exact));
+                          worker::ComputeTraffic(*loaded.checkpoint, flags.exact, flags.mtp));
   loaded.kv_bytes =
       static_cast<uint64_t>(traffic.kv_token_bytes * static_cast<double>(options.kv_tokens));
   HEARTH_RETURN_IF_ERROR(CheckMemory(loaded.expert_bytes, loaded.dense_bytes, loaded.kv_bytes));
@@ -123,6 +133,10 @@ absl::StatusOr<worker::BenchmarkReport> RunTests(const BenchmarkFlags& flags) {
   report.repetitions = flags.repetitions;
   report.kernels = std::string(loaded.engine->backend());
   report.routing = loaded.routing.description;
+  if (flags.mtp) {
+    report.mtp = absl::StrFormat("%d a step, %.0f %% of those tried right", flags.mtp_drafts,
+                                 100 * flags.mtp_right);
+  }
   report.fills_contexts =
       std::ranges::any_of(tests, [](const auto& test) { return test.context > 0; });
   report.memory = {{"RAM", "experts", loaded.expert_bytes},
@@ -130,14 +144,16 @@ absl::StatusOr<worker::BenchmarkReport> RunTests(const BenchmarkFlags& flags) {
                    {"RAM", "KV pages", loaded.kv_bytes}};
   HEARTH_ASSIGN_OR_RETURN(report.read_bandwidth, ReadBandwidth(flags.threads));
   HEARTH_ASSIGN_OR_RETURN(const worker::Traffic traffic,
-                          worker::ComputeTraffic(*loaded.checkpoint, flags.exact));
+                          worker::ComputeTraffic(*loaded.checkpoint, flags.exact, flags.mtp));
   for (const worker::BenchmarkTest& test : tests) {
     Say(absl::StrCat(worker::TestName(test), " batch ", test.batch, " ..."));
     HEARTH_ASSIGN_OR_RETURN(worker::BenchmarkResult result,
                             worker::RunBenchmark(*loaded.engine, *loaded.counted, traffic, test,
                                                  {.repetitions = flags.repetitions,
                                                   .max_batch_tokens = flags.max_batch_tokens,
-                                                  .seed = flags.seed}));
+                                                  .seed = flags.seed,
+                                                  .drafts = flags.mtp ? flags.mtp_drafts : 0,
+                                                  .right_share = flags.mtp_right}));
     report.results.push_back(std::move(result));
   }
   return report;
@@ -210,7 +226,7 @@ void AddBenchmark(CLI::App& app, int* exit_code) {
   CLI::App* command =
       app.add_subcommand("benchmark", "Measures the engine on a model, or the machine (--machine)");
   command->add_option("--model", flags->model,
-                      "Checkpoint folder, or synthetic:SHAPE[,layers=N][,seed=S]");
+                      "Checkpoint folder, or synthetic:SHAPE[,layers=N][,seed=S][,mtp=1]");
   command->add_flag("--machine", flags->machine,
                     "Only reading memory and multiplying, with 1 to --threads threads");
   command->add_option("--threads", flags->threads, "Threads (default: the usable cores)")
@@ -235,6 +251,19 @@ void AddBenchmark(CLI::App& app, int* exit_code) {
                       "Older output of --json; exit status 1 if a test became slower");
   command->add_option("--threshold", flags->threshold, "Share that counts as slower (0.05)")
       ->check(CLI::Range(0.0, 1.0));
+  const std::map<std::string, bool> on_off = {{"on", true}, {"off", false}};
+  command
+      ->add_option("--mtp", flags->mtp,
+                   "Decode with guesses of the multi-token prediction head (off)")
+      ->transform(CLI::CheckedTransformer(on_off));
+  command->add_option("--mtp-drafts", flags->mtp_drafts, "Guesses a step")
+      ->check(CLI::Range(1, worker::kMaxDrafts))
+      ->capture_default_str();
+  command
+      ->add_option("--mtp-right", flags->mtp_right,
+                   "Share of the guesses that is taken for right: token ids are random")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   command->add_flag("--exact", flags->exact, "The float32 backend");
   command
       ->add_option("--isa", flags->isa, "Instruction set of the fast backend (default: the best)")

@@ -154,7 +154,7 @@ void AddServe(CLI::App& app, int* exit_code) {
   CLI::App* command = app.add_subcommand("serve", "Serves a model until Ctrl-C");
   command
       ->add_option("--model", flags->model,
-                   "Checkpoint folder, or synthetic:SHAPE[,layers=N][,seed=S]")
+                   "Checkpoint folder, or synthetic:SHAPE[,layers=N][,seed=S][,mtp=1]")
       ->required();
   command->add_option("--host", cluster.host, "Address to listen on (127.0.0.1)");
   command->add_option("--port", cluster.port, "Port to listen on (8080; 0: any)")

@@ -30,7 +30,7 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   // The last one counts, so that a container's defaults can be overridden.
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--model", line.model,
-                 "Folder of the checkpoint, or synthetic:SHAPE[,layers=N][,seed=S]")
+                 "Folder of the checkpoint, or synthetic:SHAPE[,layers=N][,seed=S][,mtp=1]")
       ->required();
   app.add_option("--run-dir", line.run_dir, "Private folder for sockets, locks and the profile")
       ->capture_default_str();

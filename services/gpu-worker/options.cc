@@ -62,7 +62,7 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   line.n_threads = UsableCores();
   CLI::App app("Runs the model: text in, text out, over gRPC.", "hearth-gpu-worker");
   app.add_option("--model", line.model,
-                 "Folder of the checkpoint, or synthetic:SHAPE[,layers=N][,seed=S]")
+                 "Folder of the checkpoint, or synthetic:SHAPE[,layers=N][,seed=S][,mtp=1]")
       ->required();
   app.add_option("--run-dir", line.run_dir, "Private folder for sockets and locks")
       ->capture_default_str();

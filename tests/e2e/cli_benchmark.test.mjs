@@ -79,6 +79,21 @@ describe('hearth benchmark', () => {
     assert.match(stdout, /decode:2@0 +1 /);
   });
 
+  test('guesses give more tokens a step, as many as are said to be right', async () => {
+    const run = async (...args) => {
+      const { code, stdout, stderr } = await benchmark('--model', 'synthetic:tiny,mtp=1', '--tests', 'decode:12@16', '--repetitions', '1', '--json', ...args);
+      assert.equal(code, 0, stderr);
+      return JSON.parse(stdout);
+    };
+    const off = await run();
+    assert.equal(off.parameters.mtp, 'off');
+    assert.equal(off.results[0].tokens_per_step, 1);
+    const on = await run('--mtp', 'on', '--mtp-drafts', '2', '--mtp-right', '1');
+    assert.match(on.parameters.mtp, /2 a step, 100 % of those tried right/);
+    assert.equal(on.results[0].tokens_per_step, 3);
+    await refused(['benchmark', '--model', 'synthetic:tiny', '--mtp', 'on', '--tests', 'decode:2'], /has no multi-token prediction head/);
+  });
+
   test('a recorded trace is replayed', async () => {
     const trace = `${GOLDEN}/tiny-a/reference.safetensors`;
     const { code, stdout, stderr } = await benchmark('--model', `${GOLDEN}/tiny-a`, '--routing', `trace:${trace}`, ...QUICK);

@@ -88,10 +88,33 @@ TEST(Traffic, TheLargeShapesBytesAreThoseOfItsDescription) {
   EXPECT_NEAR(traffic.dense_bytes, quantised * (0.5 + 4.0 / 64) + plain * 2 + vectors, 1);
 }
 
+// A guess reads the head's layer and lm_head; a step of an engine that guesses reads fc and two
+// projections more.
+TEST(Traffic, GuessesTouchTheHeadsWeights) {
+  ASSERT_OK_AND_ASSIGN(const auto checkpoint,
+                       OpenModel("synthetic:qwen3-next-80b,layers=4,mtp=1", 1));
+  ASSERT_OK_AND_ASSIGN(const Traffic without, ComputeTraffic(*checkpoint, true));
+  ASSERT_OK_AND_ASSIGN(const Traffic with, ComputeTraffic(*checkpoint, true, /*with_mtp=*/true));
+  const double fc = 4096.0 * 2048, k_and_v = 2048.0 * 1024, byte = 0.5 + 4.0 / 64;
+  const double quantised = fc + k_and_v + 2048.0 * (8192 + 4096) + 3 * 2048.0 * 512;
+  const double plain = 513.0 * 2048, vectors = 4.0 * (5 * 2048 + 2 * 256);
+  EXPECT_NEAR(with.draft_bytes, quantised * byte + plain * 2 + vectors, 1);
+  EXPECT_NEAR(with.dense_bytes - without.dense_bytes, (fc + k_and_v) * byte, 1);
+  EXPECT_EQ(with.kv_token_bytes, 2 * without.kv_token_bytes);  // one attention layer of four
+  EXPECT_EQ(without.draft_bytes, 0);
+  EXPECT_NEAR(DraftBytes(with, {.sequences = 2, .kv_positions = 10, .experts = 3}),
+              with.draft_bytes + with.head_bytes + 2 * 4096 + 3 * with.expert_bytes +
+                  12 * with.draft_kv_token_bytes,
+              1);
+}
+
 class RunnerTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    auto checkpoint = OpenModel("synthetic:tiny,layers=4", 1);
+  void SetUp() override { Load("synthetic:tiny,layers=4", 0); }
+
+  void Load(const char* model, int max_drafts) {
+    engine_.reset();
+    auto checkpoint = OpenModel(model, 1);
     ASSERT_OK(checkpoint);
     checkpoint_ = *std::move(checkpoint);
     auto segment = store::LoadIntoMemory(*checkpoint_, 1);
@@ -99,10 +122,11 @@ class RunnerTest : public ::testing::Test {
     segment_ = std::make_unique<SegmentExperts>(*std::move(segment));
     experts_ = std::make_unique<CountingExperts>(segment_.get());
     auto engine =
-        Engine::Create(*checkpoint_, experts_.get(), {.kv_tokens = 1024, .max_batch_tokens = 32});
+        Engine::Create(*checkpoint_, experts_.get(),
+                       {.kv_tokens = 1024, .max_batch_tokens = 32, .max_drafts = max_drafts});
     ASSERT_OK(engine);
     engine_ = *std::move(engine);
-    traffic_ = *ComputeTraffic(*checkpoint_, true);
+    traffic_ = *ComputeTraffic(*checkpoint_, true, max_drafts > 0);
   }
 
   absl::StatusOr<BenchmarkResult> Run(const BenchmarkTest& test, int repetitions = 3) {
@@ -152,6 +176,32 @@ TEST_F(RunnerTest, MoreSequencesThanRowsAreStillRead) {
   EXPECT_THAT(result.first_token_seconds, SizeIs(40));
 }
 
+TEST_F(RunnerTest, RightGuessesGiveTokensWithoutStepsOfTheirOwn) {
+  Load("synthetic:tiny,layers=4,mtp=1", 2);
+  const auto run = [&](double right_share) {
+    return RunBenchmark(
+        *engine_, *experts_, traffic_, {kDecode, 9, 20, 2},
+        {.repetitions = 2, .max_batch_tokens = 32, .drafts = 2, .right_share = right_share});
+  };
+  ASSERT_OK_AND_ASSIGN(const auto all, run(1));
+  EXPECT_EQ(all.tokens_per_step, 3);
+  EXPECT_THAT(all.between_token_seconds, SizeIs(18));
+  ASSERT_OK_AND_ASSIGN(const auto none, run(0));
+  EXPECT_EQ(none.tokens_per_step, 1);
+  EXPECT_THAT(none.between_token_seconds, SizeIs(18));
+  // The same steps for a third of the tokens, the last ones without guesses beyond the end.
+  EXPECT_GT(none.bytes_per_token, 2 * all.bytes_per_token);
+  EXPECT_GT(none.experts_per_step, 3);  // of six rows
+  ASSERT_OK_AND_ASSIGN(const auto from_nothing,
+                       RunBenchmark(*engine_, *experts_, traffic_, {kDecode, 7, 0, 1},
+                                    {.repetitions = 1, .drafts = 2, .right_share = 1}));
+  EXPECT_NEAR(from_nothing.tokens_per_step, 7.0 / 3, 1e-9);  // the first step guesses nothing
+  ASSERT_OK_AND_ASSIGN(const auto some, run(0.5));
+  EXPECT_GT(some.tokens_per_step, 1);
+  EXPECT_LT(some.tokens_per_step, 3);
+  EXPECT_EQ(engine_->pages_free(), engine_->pages_total());
+}
+
 TEST_F(RunnerTest, AContextBeyondThePagesIsAnError) {
   EXPECT_THAT(Run({kDecode, 1, 2000, 1}),
               IsStatus(absl::StatusCode::kResourceExhausted, HasSubstr("KV pages")));
@@ -185,6 +235,8 @@ TEST_F(RunnerTest, TheReportSaysWhatWasMeasuredAndHow) {
   EXPECT_NEAR(second.at("bandwidth_share").as_double(), median * decode.bytes_per_token / 1e9,
               1e-9);
   EXPECT_TRUE(second.contains("between_tokens_seconds"));
+  EXPECT_EQ(second.at("tokens_per_step"), 1.0);
+  EXPECT_EQ(object.at("parameters").as_object().at("mtp"), "off");
   EXPECT_FALSE(second.contains("time_to_first_token_seconds"));
   EXPECT_TRUE(results[0].as_object().contains("time_to_first_token_seconds"));
   EXPECT_FALSE(object.at("commit").as_string().empty());

@@ -81,6 +81,7 @@ std::vector<std::string> Warnings(const json::value& before, const json::value& 
   check("model", nullptr, "model");
   check("parameters", "kernels", "kind of kernels");
   check("parameters", "routing", "routing");
+  check("parameters", "mtp", "multi-token prediction");
   return warnings;
 }
 

@@ -38,6 +38,7 @@ json::object ResultJson(const BenchmarkReport& report, const BenchmarkResult& re
   }
   if (!result.between_token_seconds.empty()) {
     const std::vector<double>& times = result.between_token_seconds;
+    object["tokens_per_step"] = result.tokens_per_step;
     object["between_tokens_seconds"] = {{"p50", Percentile(times, 0.5)},
                                         {"p95", Percentile(times, 0.95)},
                                         {"p99", Percentile(times, 0.99)},
@@ -85,6 +86,7 @@ json::object ToJson(const BenchmarkReport& report) {
                            {"repetitions", report.repetitions},
                            {"kernels", report.kernels},
                            {"routing", report.routing},
+                           {"mtp", report.mtp},
                            {"token_ids", "random"},
                            {"contexts", report.fills_contexts ? kFilled : "none"}}},
                          {"read_bandwidth_bytes_per_second", ToJson(report.read_bandwidth)},
@@ -106,6 +108,7 @@ std::string ToText(const BenchmarkReport& report) {
                         build.is_dirty ? " with changes" : "");
   absl::StrAppendFormat(&text, "kernels   %s, %d threads\n", report.kernels, report.n_threads);
   absl::StrAppendFormat(&text, "routing   %s\n", report.routing);
+  if (report.mtp != "off") absl::StrAppendFormat(&text, "guessing  %s\n", report.mtp);
   if (report.fills_contexts) absl::StrAppendFormat(&text, "contexts  %s\n", kFilled);
   absl::StrAppendFormat(&text, "reading   %.1f GB/s (%.1f to %.1f), measured just before\n",
                         report.read_bandwidth.median / 1e9, report.read_bandwidth.min / 1e9,

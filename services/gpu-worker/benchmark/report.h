@@ -23,6 +23,7 @@ struct BenchmarkReport {
   int repetitions = 0;
   std::string kernels;          // "float32 reference"
   std::string routing;          // what MakeRouting described
+  std::string mtp = "off";      // "1 guess a step, 80 % of them right"
   bool fills_contexts = false;  // some test has a context
   Spread read_bandwidth;        // bytes a second with as many threads, measured by the same process
   double load_seconds = 0;

@@ -52,6 +52,9 @@ class Repetition {
     result.tokens_per_second.push_back(tokens / SecondsSince(start));
     result.bytes_per_token += bytes_ / tokens;
     result.experts_per_step += static_cast<double>(n_experts_) / static_cast<double>(n_steps_);
+    if (test_.kind == BenchmarkTest::Kind::kDecode) {
+      result.tokens_per_step += static_cast<double>(test_.tokens) / static_cast<double>(n_steps_);
+    }
     return absl::OkStatus();
   }
 
@@ -112,17 +115,57 @@ class Repetition {
   }
 
   absl::Status Decode(BenchmarkResult& result) {
-    for (int64_t token = 0; token < test_.tokens; ++token) {
+    for (int64_t token = 0; token < test_.tokens;) {
       const auto begin = Clock::now();
-      const std::vector<int32_t> ids = RandomIds(test_.batch);
-      std::vector<StepItem> items;
-      for (size_t i = 0; i < states_.size(); ++i) {
-        items.push_back({states_[i].get(), std::span(ids).subspan(i, 1), LogitsWanted::kLast});
-      }
-      HEARTH_RETURN_IF_ERROR(Step(items));
-      result.between_token_seconds.push_back(SecondsSince(begin));
+      const auto n_drafts =
+          static_cast<int>(std::min<int64_t>(options_.drafts, test_.tokens - token - 1));
+      HEARTH_ASSIGN_OR_RETURN(const int n_right, DecodeOnce(n_drafts));
+      const double seconds = SecondsSince(begin) / (1 + n_right);
+      result.between_token_seconds.insert(result.between_token_seconds.end(),
+                                          static_cast<size_t>(1 + n_right), seconds);
+      token += 1 + n_right;
     }
     return absl::OkStatus();
+  }
+
+  // One step of all sequences with so many guesses each: how many of them are right.
+  absl::StatusOr<int> DecodeOnce(int n_drafts) {
+    if (states_.front()->n_tokens() == 0) n_drafts = 0;  // nothing to guess from
+    const auto n_rows = static_cast<size_t>(1 + n_drafts);
+    const std::vector<int32_t> ids = RandomIds(static_cast<int64_t>(states_.size() * n_rows));
+    for (int depth = 0; depth < n_drafts; ++depth) {
+      HEARTH_RETURN_IF_ERROR(Draft(ids, n_rows, depth));
+    }
+    std::vector<StepItem> items;
+    for (size_t i = 0; i < states_.size(); ++i) {
+      items.push_back({.state = states_[i].get(),
+                       .tokens = std::span(ids).subspan(i * n_rows, n_rows),
+                       .logits = LogitsWanted::kAll,
+                       .n_drafts = n_drafts});
+    }
+    HEARTH_RETURN_IF_ERROR(Step(items));
+    int n_right = 0;
+    while (n_right < n_drafts && RandomShare() < options_.right_share) ++n_right;
+    for (const auto& state : states_) engine_.Rollback(*state, n_drafts - n_right);
+    return n_right;
+  }
+
+  absl::Status Draft(const std::vector<int32_t>& ids, size_t n_rows, int depth) {
+    std::vector<DraftItem> items;
+    StepTraffic draft;
+    for (size_t i = 0; i < states_.size(); ++i) {
+      items.push_back({states_[i].get(), ids[i * n_rows + static_cast<size_t>(depth)]});
+      ++draft.sequences;
+      draft.kv_positions += states_[i]->n_tokens() + depth;
+    }
+    HEARTH_RETURN_IF_ERROR(engine_.Draft(items, depth, &logits_));
+    draft.experts = experts_.Take();
+    bytes_ += DraftBytes(traffic_, draft);
+    return absl::OkStatus();
+  }
+
+  double RandomShare() {
+    return static_cast<double>(RandomWord(ids_, next_id_++) >> 11) * 0x1.0p-53;
   }
 
   Engine& engine_;
@@ -154,6 +197,7 @@ absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& ex
   }
   BenchmarkResult ignored, result;
   result.test = test;
+  result.tokens_per_step = 0;
   for (int i = 0; i <= options.repetitions; ++i) {  // the first is to warm up
     Repetition repetition(engine, experts, traffic, i == 0 ? warm_up : test, options,
                           static_cast<uint64_t>(i));
@@ -163,6 +207,8 @@ absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& ex
   const int layers = std::max(1, LayersWithExperts(engine.config()));
   result.bytes_per_token /= options.repetitions;
   result.experts_per_step /= options.repetitions * static_cast<double>(layers);
+  result.tokens_per_step =
+      test.kind == BenchmarkTest::Kind::kDecode ? result.tokens_per_step / options.repetitions : 1;
   return result;
 }
 

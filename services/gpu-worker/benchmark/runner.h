@@ -32,6 +32,10 @@ struct RunOptions {
   int repetitions = 5;
   int max_batch_tokens = 512;  // as the engine's
   uint64_t seed = 1;           // of token ids and filled contexts
+  // Guesses a step of decode tests (multi-token prediction), and the share of them that counts as
+  // right: random weights guess nothing, so what a guess is worth is imposed, as routing is.
+  int drafts = 0;
+  double right_share = 0.8;
 };
 
 struct BenchmarkResult {
@@ -40,12 +44,16 @@ struct BenchmarkResult {
   std::vector<double> first_token_seconds;    // prefill: of each sequence of each repetition
   std::vector<double> between_token_seconds;  // decode: of each step of each repetition
   double bytes_per_token = 0;                 // that had to be touched, on average
-  double experts_per_step = 0;                // different ones a layer, on average
+  double experts_per_step = 0;  // different ones a layer, on average, without guesses'
+  double tokens_per_step = 1;   // of a sequence, on average
 };
 
 // Runs a test once to warm up (a decode test at most 8 tokens) and then `repetitions` times. Token
 // ids are random. Contexts are filled, not computed (Engine::FillContext). Prompts share a step's
 // rows equally, as where nobody decodes. Choosing a token from the logits is not part of it.
+//
+// With drafts, each step guesses, computes the guesses' rows, and takes back those from the first
+// wrong one on; the same number of each sequence is right.
 absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& experts,
                                              const Traffic& traffic, const BenchmarkTest& test,
                                              const RunOptions& options);

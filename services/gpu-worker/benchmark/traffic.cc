@@ -31,22 +31,45 @@ absl::StatusOr<double> ExpertBytes(const Checkpoint& checkpoint, const std::stri
   return static_cast<double>(bytes);
 }
 
-}  // namespace
-
-absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint, bool is_exact) {
-  const ModelConfig& c = checkpoint.config();
-  const ModelTensors tensors = ListModelTensors(c);
-  Traffic traffic;
+// Sums of what is listed, embedding and head excepted.
+absl::StatusOr<double> DenseBytes(const Checkpoint& checkpoint, const ModelTensors& tensors,
+                                  bool is_exact) {
+  double bytes = 0;
   for (const LinearSpec& spec : tensors.linears) {
     if (spec.module == "lm_head" || spec.module == "model.embed_tokens") continue;
     HEARTH_ASSIGN_OR_RETURN(const LinearRef shape, checkpoint.LinearShape(spec.module));
-    traffic.dense_bytes += BytesIn(KeptForm(shape, is_exact, false));
+    bytes += BytesIn(KeptForm(shape, is_exact, false));
   }
   for (const VectorSpec& spec : tensors.vectors) {  // kept as float32
     double n = sizeof(float);
     for (const uint64_t dim : spec.shape) n *= static_cast<double>(dim);
-    traffic.dense_bytes += n;
+    bytes += n;
   }
+  return bytes;
+}
+
+// A step stores keys and values of the head's layer: fc and two projections.
+absl::Status AddMtp(const Checkpoint& checkpoint, bool is_exact, Traffic* traffic) {
+  const ModelConfig& c = checkpoint.config();
+  HEARTH_ASSIGN_OR_RETURN(traffic->draft_bytes,
+                          DenseBytes(checkpoint, ListMtpTensors(c), is_exact));
+  for (const char* module :
+       {"mtp.fc", "mtp.layers.0.self_attn.k_proj", "mtp.layers.0.self_attn.v_proj"}) {
+    HEARTH_ASSIGN_OR_RETURN(const LinearRef shape, checkpoint.LinearShape(module));
+    traffic->dense_bytes += BytesIn(KeptForm(shape, is_exact, false));
+  }
+  traffic->draft_kv_token_bytes = 2.0 * sizeof(float) * c.n_kv_heads * c.head_dim;
+  traffic->kv_token_bytes += traffic->draft_kv_token_bytes;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint, bool is_exact, bool with_mtp) {
+  const ModelConfig& c = checkpoint.config();
+  const ModelTensors tensors = ListModelTensors(c);
+  Traffic traffic;
+  HEARTH_ASSIGN_OR_RETURN(traffic.dense_bytes, DenseBytes(checkpoint, tensors, is_exact));
   HEARTH_ASSIGN_OR_RETURN(const LinearRef head, checkpoint.LinearShape("lm_head"));
   HEARTH_ASSIGN_OR_RETURN(const LinearRef embedding, checkpoint.LinearShape("model.embed_tokens"));
   traffic.head_bytes = BytesIn(KeptForm(head, is_exact, true));
@@ -65,7 +88,15 @@ absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint, bool is_exa
       traffic.kv_token_bytes += 2.0 * sizeof(float) * c.n_kv_heads * c.head_dim;
     }
   }
+  if (with_mtp) HEARTH_RETURN_IF_ERROR(AddMtp(checkpoint, is_exact, &traffic));
   return traffic;
+}
+
+double DraftBytes(const Traffic& traffic, const StepTraffic& step) {
+  return traffic.draft_bytes + traffic.head_bytes +
+         traffic.embedding_row_bytes * static_cast<double>(step.sequences) +
+         traffic.expert_bytes * static_cast<double>(step.experts) +
+         traffic.draft_kv_token_bytes * static_cast<double>(step.kv_positions + step.sequences);
 }
 
 double StepBytes(const Traffic& traffic, const StepTraffic& step) {
@@ -76,8 +107,12 @@ double StepBytes(const Traffic& traffic, const StepTraffic& step) {
          traffic.kv_token_bytes * static_cast<double>(step.kv_positions + step.rows);
 }
 
-absl::StatusOr<uint64_t> DenseMemory(const Checkpoint& checkpoint, bool is_exact) {
-  HEARTH_ASSIGN_OR_RETURN(const Traffic traffic, ComputeTraffic(checkpoint, is_exact));
+absl::StatusOr<uint64_t> DenseMemory(const Checkpoint& checkpoint, bool is_exact, bool with_mtp) {
+  HEARTH_ASSIGN_OR_RETURN(Traffic traffic, ComputeTraffic(checkpoint, is_exact));
+  if (with_mtp) {
+    HEARTH_ASSIGN_OR_RETURN(const Traffic both, ComputeTraffic(checkpoint, is_exact, true));
+    traffic.dense_bytes += both.draft_bytes;
+  }
   const ModelConfig& config = checkpoint.config();
   const double embedding = traffic.embedding_row_bytes * config.vocab_size;
   return static_cast<uint64_t>(traffic.dense_bytes + embedding +

@@ -18,8 +18,14 @@ struct Traffic {
   double expert_bytes = 0;         // one routed expert
   double state_bytes = 0;          // delta-net states of a sequence, read and written in a step
   double kv_token_bytes = 0;       // keys and values of one position in all layers
+  // A multi-token prediction head: what each step of an engine that guesses adds to dense_bytes
+  // already, and what a guess touches, head and routed experts excepted.
+  double draft_bytes = 0;
+  double draft_kv_token_bytes = 0;  // in kv_token_bytes already
 };
-absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint, bool is_exact);
+// `with_mtp`: of an engine that uses the checkpoint's multi-token prediction head.
+absl::StatusOr<Traffic> ComputeTraffic(const Checkpoint& checkpoint, bool is_exact,
+                                       bool with_mtp = false);
 
 struct StepTraffic {
   int64_t rows = 0;
@@ -29,8 +35,11 @@ struct StepTraffic {
   bool has_logits = true;
 };
 double StepBytes(const Traffic& traffic, const StepTraffic& step);
+// Of one guess for each of step.sequences.
+double DraftBytes(const Traffic& traffic, const StepTraffic& step);
 
 // Bytes of everything that is kept in memory but the routed experts.
-absl::StatusOr<uint64_t> DenseMemory(const Checkpoint& checkpoint, bool is_exact);
+absl::StatusOr<uint64_t> DenseMemory(const Checkpoint& checkpoint, bool is_exact,
+                                     bool with_mtp = false);
 
 }  // namespace hearth::worker
