@@ -120,7 +120,7 @@ class Backend {
   // Ends the step: everything is computed, and `logits` (host memory, [n, V]) filled.
   virtual absl::Status Finish(float* logits) = 0;
 
-  // Multi-token prediction, docs/model.md 2.4; a backend without it is never asked. The head's
+  // Multi-token prediction, docs/model.md; a backend without it is never asked. The head's
   // layer has KV pages too, as the attention layer behind the model's last. What they hold at
   // position t was made from the hidden state at t (after the model's norm) and the token at t + 1.
 

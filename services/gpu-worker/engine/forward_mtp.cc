@@ -1,4 +1,4 @@
-// The multi-token prediction head, docs/model.md 2.4: what a step leaves for it, and its guesses.
+// The multi-token prediction head, docs/model.md: what a step leaves for it, and its guesses.
 //
 // Its layer attends to what it made of earlier positions: keys and values need no more than fc and
 // two projections, so every step stores them, of prompts too, and a guess computes one row.
