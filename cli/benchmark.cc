@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/backend_flags.h"
 #include "cli/commands.h"
 #include "common/base/file.h"
 #include "common/base/json.h"
@@ -29,6 +30,7 @@
 #include "services/gpu-worker/benchmark/runner.h"
 #include "services/gpu-worker/benchmark/traffic.h"
 #include "services/gpu-worker/engine/expert_sources.h"
+#include "services/gpu-worker/experts/expert_tier.h"
 
 namespace hearth::cli {
 namespace {
@@ -49,6 +51,7 @@ struct BenchmarkFlags {
   bool json = false, machine = false, exact = false, mtp = false;
   int mtp_drafts = 1;
   double mtp_right = 0.8;
+  BackendFlags backend;
 };
 
 void Say(const std::string& text) {
@@ -93,7 +96,12 @@ absl::StatusOr<Loaded> Load(const BenchmarkFlags& flags,
                                 .max_batch_tokens = flags.max_batch_tokens,
                                 .max_drafts = flags.mtp ? flags.mtp_drafts : 0,
                                 .routing = loaded.routing.routing.get()};
-  options.kv_tokens = worker::KvTokensNeeded(tests, options.page_tokens);
+  flags.backend.Apply(&options);
+  options.max_sequences = worker::LargestBatch(tests);
+  // Pages of a GPU are larger.
+  constexpr int kPageTokens = 64;
+  options.kv_tokens =
+      worker::KvTokensNeeded(tests, flags.backend.is_cuda() ? kPageTokens : options.page_tokens);
   const ExpertLayout layout = flags.exact ? kPlainExperts : kTiledExperts;
   HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan,
                           store::PlanExperts(*loaded.checkpoint, flags.threads, layout));
@@ -142,6 +150,11 @@ absl::StatusOr<worker::BenchmarkReport> RunTests(const BenchmarkFlags& flags) {
   report.memory = {{"RAM", "experts", loaded.expert_bytes},
                    {"RAM", "dense weights", loaded.dense_bytes},
                    {"RAM", "KV pages", loaded.kv_bytes}};
+  if (worker::ExpertTier* tier = loaded.engine->expert_tier()) {
+    for (const worker::TierPart& part : tier->Statistics().parts) {
+      report.memory.push_back({part.tier == "vram" ? "VRAM" : "RAM", part.component, part.bytes});
+    }
+  }
   HEARTH_ASSIGN_OR_RETURN(report.read_bandwidth, ReadBandwidth(flags.threads));
   HEARTH_ASSIGN_OR_RETURN(const worker::Traffic traffic,
                           worker::ComputeTraffic(*loaded.checkpoint, flags.exact, flags.mtp));
@@ -265,6 +278,7 @@ void AddBenchmark(CLI::App& app, int* exit_code) {
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   command->add_flag("--exact", flags->exact, "The float32 backend");
+  AddBackendFlags(*command, &flags->backend);
   command
       ->add_option("--isa", flags->isa, "Instruction set of the fast backend (default: the best)")
       ->check(CLI::IsMember({"amx", "avx512", "avxvnni", "avx2"}));

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "cli/backend_flags.h"
 #include "cli/commands.h"
 #include "common/base/json.h"
 #include "common/base/status_macros.h"
@@ -22,6 +23,7 @@ struct VerifyFlags {
   bool exact = false, fast = false;
   std::string isa;
   int threads = UsableCores();
+  BackendFlags backend;
 };
 
 // Everything in one process: the experts lie in a private segment, read as a worker reads them.
@@ -31,12 +33,14 @@ absl::StatusOr<worker::VerifyReport> RunVerify(const VerifyFlags& flags) {
                           store::LoadIntoMemory(*checkpoint, flags.threads,
                                                 flags.fast ? kTiledExperts : kPlainExperts));
   worker::SegmentExperts experts(std::move(segment));
-  HEARTH_ASSIGN_OR_RETURN(const auto engine, worker::Engine::Create(*checkpoint, &experts,
-                                                                    {.n_threads = flags.threads,
-                                                                     .exact = !flags.fast,
-                                                                     .isa = flags.isa,
-                                                                     .max_batch_tokens = 4096,
-                                                                     .max_drafts = 1}));
+  worker::EngineOptions options{.n_threads = flags.threads,
+                                .exact = !flags.fast,
+                                .isa = flags.isa,
+                                .max_batch_tokens = 4096,
+                                .max_drafts = 1};
+  flags.backend.Apply(&options);
+  HEARTH_ASSIGN_OR_RETURN(const auto engine,
+                          worker::Engine::Create(*checkpoint, &experts, options));
   return worker::Verify(*engine, flags.reference, {.exact = !flags.fast});
 }
 
@@ -61,6 +65,7 @@ void AddVerify(CLI::App& app, int* exit_code) {
   command->add_option("--isa", flags->isa, "Instruction set of the fast one (default: the best)")
       ->check(CLI::IsMember({"amx", "avx512", "avxvnni", "avx2"}));
   command->add_option("--threads", flags->threads, "Threads")->check(CLI::Range(1, 1024));
+  AddBackendFlags(*command, &flags->backend);
   command->callback([flags, exit_code] {
     const auto report = RunVerify(*flags);
     if (!report.ok()) {

@@ -37,6 +37,8 @@ class SegmentReader {
   // Unavailable while the expert is being loaded or reloaded; NotFound for a layer without experts
   // or an id out of range. The reference stays valid as long as the reader lives.
   virtual absl::StatusOr<ExpertRef> Expert(int layer, int expert) const = 0;
+  // The same expert's payload (packing.h), checked.
+  virtual absl::StatusOr<std::span<const std::byte>> Packed(int layer, int expert) const = 0;
 
   virtual int n_layers() const = 0;
   virtual int n_experts() const = 0;

@@ -51,6 +51,11 @@ class MappedSegment final : public SegmentReader {
     return experts_[index];
   }
 
+  absl::StatusOr<std::span<const std::byte>> Packed(int layer, int expert) const override {
+    HEARTH_RETURN_IF_ERROR(Expert(layer, expert).status());
+    return PayloadOf(mapping_.bytes(), table_[info_.Index(layer, expert)]);
+  }
+
   int n_layers() const override { return info_.n_layers; }
   int n_experts() const override { return info_.n_experts; }
   uint64_t bytes() const override { return info_.total_bytes; }

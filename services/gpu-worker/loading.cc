@@ -84,7 +84,8 @@ std::string ModelName(const CommandLine& line) {
   return folder.filename().empty() ? "model" : folder.filename().string();
 }
 
-v1::ModelInfo Describe(const CommandLine& line, const Checkpoint& checkpoint, int64_t context) {
+v1::ModelInfo Describe(const CommandLine& line, const Checkpoint& checkpoint, int64_t context,
+                       bool is_cuda) {
   const ModelConfig& config = checkpoint.config();
   v1::ModelInfo info;
   info.set_id(ModelName(line));
@@ -97,7 +98,7 @@ v1::ModelInfo Describe(const CommandLine& line, const Checkpoint& checkpoint, in
   info.set_n_experts(config.n_experts);
   info.set_top_k_experts(config.experts_per_token);
   info.set_quantization(std::string(checkpoint.quantization()));
-  info.set_backend(line.backend);
+  info.set_backend(is_cuda ? "cuda" : "cpu");
   info.set_max_sequences(line.max_sequences);
   return info;
 }
@@ -137,13 +138,17 @@ absl::Status WarmUp(Scheduler& scheduler) {
 
 absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                                        ServingState& state) {
+  const bool is_cuda = line.backend == "cuda" || (line.backend == "auto" && HasCudaDevice());
+  LogInfo("backend", {{"chosen", is_cuda ? "cuda" : "cpu"},
+                      {"asked_for", line.backend},
+                      {"build_has_cuda", HasCudaBackend()}});
   auto model = std::make_unique<LoadedModel>();
   state.Set(v1::WORKER_STATE_STARTING, "opening the checkpoint", 0);
   HEARTH_ASSIGN_OR_RETURN(model->checkpoint, OpenModel(line.model, line.n_threads));
   const ModelConfig& config = model->checkpoint->config();
   HEARTH_ASSIGN_OR_RETURN(const int64_t context, ContextTokens(line, config));
   const bool drafts = line.mtp != Drafting::kOff && model->checkpoint->has_mtp();
-  HEARTH_RETURN_IF_ERROR(CheckKvRoom(line, config, drafts));
+  if (!is_cuda) HEARTH_RETURN_IF_ERROR(CheckKvRoom(line, config, drafts));
   for (const std::string& name : model->checkpoint->unknown_tensors()) {
     LogWarning("a tensor that nothing reads", {{"name", name}});
   }
@@ -159,14 +164,22 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
   state.Set(v1::WORKER_STATE_STARTING, "reading the dense weights", 0.1);
   model->experts = std::make_unique<AttachedExperts>(ExpertLayers(*model->checkpoint),
                                                      config.n_experts, line.exact);
-  HEARTH_ASSIGN_OR_RETURN(model->engine,
-                          Engine::Create(*model->checkpoint, model->experts.get(),
-                                         {.n_threads = line.n_threads,
-                                          .exact = line.exact,
-                                          .isa = line.isa,
-                                          .kv_tokens = line.kv_tokens,
-                                          .max_batch_tokens = line.max_batch_tokens,
-                                          .max_drafts = drafts ? line.mtp_drafts : 0}));
+  HEARTH_ASSIGN_OR_RETURN(
+      model->engine, Engine::Create(*model->checkpoint, model->experts.get(),
+                                    {.backend = is_cuda ? BackendKind::kCuda : BackendKind::kCpu,
+                                     .n_threads = line.n_threads,
+                                     .exact = line.exact,
+                                     .isa = line.isa,
+                                     .kv_tokens = line.kv_tokens,
+                                     .max_batch_tokens = line.max_batch_tokens,
+                                     .max_drafts = drafts ? line.mtp_drafts : 0,
+                                     .max_sequences = line.max_sequences,
+                                     .vram_bytes = line.vram_bytes,
+                                     .expert_slots = line.expert_slots,
+                                     .cache_policy = line.cache_policy}));
+  if (const std::string table = model->engine->memory_table(); !table.empty()) {
+    LogInfo("VRAM is laid out:\n" + table);
+  }
   if (const auto memory = model->engine->dense_memory(); memory.bytes > 0) {
     LogInfo("dense weights are in memory",
             {{"bytes", memory.bytes}, {"huge_page_bytes", memory.huge_page_bytes}});
@@ -175,7 +188,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
   model->served.chat_template = model->chat_template.get();
   model->served.expert_tier = model->engine->expert_tier();
   model->served.config = config;
-  model->served.info = Describe(line, *model->checkpoint, context);
+  model->served.info = Describe(line, *model->checkpoint, context, is_cuda);
   return model;
 }
 

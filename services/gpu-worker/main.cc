@@ -101,7 +101,7 @@ absl::Status LoadAndServe(const CommandLine& line, Events& events, ServingState&
   LogInfo("ready", {{"model", model->served.info.id()},
                     {"context_tokens", model->served.info.context_tokens()},
                     {"threads", line.n_threads},
-                    {"backend", line.backend}});
+                    {"backend", model->served.info.backend()}});
 
   const absl::Status why = events.WaitForEnd();
   LogInfo("stopping", {{"reason", why.ok() ? "signal" : "failure"}});

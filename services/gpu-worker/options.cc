@@ -71,9 +71,19 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   app.add_option("--listen", line.listen, "gRPC address (default: unix:RUN_DIR/worker.sock)");
   app.add_option("--metrics-listen", line.metrics_listen, "HOST:PORT of GET /metrics");
   app.add_option("--model-name", line.model_name, "Name in the API (default: the folder's)");
-  app.add_option("--backend", line.backend, "What computes")
-      ->check(CLI::IsMember({"cpu"}))
+  app.add_option("--backend", line.backend,
+                 "What computes: cuda, cpu, or auto (cuda where this build and machine have it)")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  app.add_option("--vram", line.vram_bytes,
+                 "VRAM that the CUDA backend may use, as 14GiB (default: what is free less 1 GiB)")
+      ->transform(CLI::AsSizeValue(false));
+  app.add_option("--expert-slots", line.expert_slots,
+                 "Experts that it keeps in VRAM (default: as many as fit)")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
+  app.add_option("--cache-policy", line.cache_policy,
+                 "Which experts stay there: lru (default), prompt, predictive, recency")
+      ->check(CLI::IsMember({"lru", "prompt", "predictive", "recency"}));
   app.add_flag("--exact", line.exact,
                "Compute in float32 throughout: slow, for comparisons (the store needs it too)");
   app.add_option("--isa", line.isa, "Instruction set of the CPU backend (default: the best)")

@@ -33,6 +33,11 @@ json::object ResultJson(const BenchmarkReport& report, const BenchmarkResult& re
                          {"bytes_per_token", result.bytes_per_token},
                          {"bandwidth_share", BandwidthShare(report, result)},
                          {"experts_per_layer_and_step", result.experts_per_step}};
+  if (result.has_tiers) {
+    object["tiers"] = {{"hit_rate", result.hit_rate},
+                       {"pcie_bytes_per_step", result.pcie_bytes_per_step},
+                       {"cpu_seconds_per_step", result.cpu_seconds_per_step}};
+  }
   if (!result.first_token_seconds.empty()) {
     object["time_to_first_token_seconds"] = ToJson(Summarise(result.first_token_seconds));
   }
@@ -61,6 +66,11 @@ std::string ResultLine(const BenchmarkReport& report, const BenchmarkResult& res
   }
   absl::StrAppendFormat(&line, "%9.1f %6.1f %7.1f\n", result.bytes_per_token / 1e6,
                         100 * BandwidthShare(report, result), result.experts_per_step);
+  if (result.has_tiers) {
+    absl::StrAppendFormat(&line, "%20s %.1f %% hits, a step: %.1f MB over PCIe, %.2f ms of CPU\n",
+                          "", 100 * result.hit_rate, result.pcie_bytes_per_step / 1e6,
+                          1000 * result.cpu_seconds_per_step);
+  }
   return line;
 }
 

@@ -7,6 +7,7 @@
 
 #include "common/base/status_macros.h"
 #include "common/synthetic/random.h"
+#include "services/gpu-worker/experts/expert_tier.h"
 
 namespace hearth::worker {
 namespace {
@@ -182,6 +183,34 @@ class Repetition {
   int64_t n_steps_ = 0;
 };
 
+// What the tiers did since the start.
+struct TierSums {
+  double hits = 0, misses = 0, pcie_bytes = 0, cpu_seconds = 0;
+};
+TierSums SumsOf(Engine& engine) {
+  TierSums sums;
+  if (engine.expert_tier() == nullptr) return sums;
+  const TierStatistics statistics = engine.expert_tier()->Statistics();
+  for (const LayerCounts& layer : statistics.cache.layers) {
+    sums.hits += static_cast<double>(layer.hits);
+    sums.misses += static_cast<double>(layer.misses);
+  }
+  sums.pcie_bytes = static_cast<double>(statistics.pcie_bytes);
+  sums.cpu_seconds = statistics.cpu_seconds;
+  return sums;
+}
+
+void AddTiers(Engine& engine, const TierSums& before, BenchmarkResult* result) {
+  result->has_tiers = engine.expert_tier() != nullptr;
+  const TierSums now = SumsOf(engine);
+  const double uses = now.hits + now.misses - before.hits - before.misses;
+  const auto steps = static_cast<double>(std::max<size_t>(
+      1, std::max(result->between_token_seconds.size(), result->first_token_seconds.size())));
+  result->hit_rate = uses == 0 ? 0 : (now.hits - before.hits) / uses;
+  result->pcie_bytes_per_step = (now.pcie_bytes - before.pcie_bytes) / steps;
+  result->cpu_seconds_per_step = (now.cpu_seconds - before.cpu_seconds) / steps;
+}
+
 int LayersWithExperts(const ModelConfig& config) {
   return static_cast<int>(std::ranges::count(config.layers, true, &LayerConfig::has_experts));
 }
@@ -198,12 +227,15 @@ absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& ex
   BenchmarkResult ignored, result;
   result.test = test;
   result.tokens_per_step = 0;
+  TierSums before;
   for (int i = 0; i <= options.repetitions; ++i) {  // the first is to warm up
+    if (i == 1) before = SumsOf(engine);
     Repetition repetition(engine, experts, traffic, i == 0 ? warm_up : test, options,
                           static_cast<uint64_t>(i));
     HEARTH_RETURN_IF_ERROR(repetition.Prepare());
     HEARTH_RETURN_IF_ERROR(repetition.Run(i == 0 ? ignored : result));
   }
+  AddTiers(engine, before, &result);
   const int layers = std::max(1, LayersWithExperts(engine.config()));
   result.bytes_per_token /= options.repetitions;
   result.experts_per_step /= options.repetitions * static_cast<double>(layers);
@@ -218,6 +250,12 @@ int64_t KvTokensNeeded(const std::vector<BenchmarkTest>& tests, int page_tokens)
     const int64_t pages = (test.context + test.tokens + page_tokens - 1) / page_tokens;
     most = std::max(most, pages * page_tokens * test.batch);
   }
+  return most;
+}
+
+int LargestBatch(const std::vector<BenchmarkTest>& tests) {
+  int most = 1;
+  for (const BenchmarkTest& test : tests) most = std::max(most, test.batch);
   return most;
 }
 

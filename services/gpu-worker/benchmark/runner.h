@@ -21,6 +21,12 @@ class CountingExperts final : public ExpertSource {
     count_.fetch_add(1, std::memory_order_relaxed);
     return from_.Get(layer, expert);
   }
+  std::span<const std::byte> Packed(int layer, int expert) override {
+    return from_.Packed(layer, expert);
+  }
+  std::span<const std::byte> Memory() override { return from_.Memory(); }
+  uint64_t generation() override { return from_.generation(); }
+  void CountUse(int, int) override { count_.fetch_add(1, std::memory_order_relaxed); }
   uint64_t Take() { return count_.exchange(0, std::memory_order_relaxed); }
 
  private:
@@ -46,6 +52,10 @@ struct BenchmarkResult {
   double bytes_per_token = 0;                 // that had to be touched, on average
   double experts_per_step = 0;  // different ones a layer, on average, without guesses'
   double tokens_per_step = 1;   // of a sequence, on average
+  // Of an engine with an expert cache, a step of the repetitions: its uses that were hits, bytes
+  // copied over PCIe, and the time that CPU threads computed experts.
+  bool has_tiers = false;
+  double hit_rate = 0, pcie_bytes_per_step = 0, cpu_seconds_per_step = 0;
 };
 
 // Runs a test once to warm up (a decode test at most 8 tokens) and then `repetitions` times. Token
@@ -60,5 +70,8 @@ absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& ex
 
 // KV tokens that the largest of the tests needs, in whole pages.
 int64_t KvTokensNeeded(const std::vector<BenchmarkTest>& tests, int page_tokens);
+
+// Sequences that the largest of the tests has at once.
+int LargestBatch(const std::vector<BenchmarkTest>& tests);
 
 }  // namespace hearth::worker

@@ -38,13 +38,6 @@ struct Batch {
 
 class Backend {
  public:
-  // What a block adds to the residual stream: delta + shared * sigmoid(gate). `delta` may be
-  // overwritten.
-  struct Residual {
-    float* delta = nullptr;         // [T, D] or null: nothing
-    const float* shared = nullptr;  // [T, D] or null
-    const float* gate = nullptr;    // [T, 1], given if `shared` is
-  };
   // One of several matrices that multiply the same rows.
   struct Product {
     const LinearRef* weights = nullptr;
@@ -67,6 +60,7 @@ class Backend {
     int n_experts = 0;
     int top_k = 0;
     bool normalise = true;
+    const float* logits = nullptr;  // [T, E]
   };
 
   virtual ~Backend() = default;
@@ -79,10 +73,10 @@ class Backend {
   // x[t] = row ids[t] of `table` [V, D].
   virtual void Embed(const LinearRef& table, float* x) = 0;
 
-  // x += terms (where there are any), then h = x / sqrt(mean(x^2) + eps) * (1 + weight). All [T,
+  // x += delta (where it is not null), then h = x / sqrt(mean(x^2) + eps) * (1 + weight). All [T,
   // D].
-  virtual void AddRmsNorm(int width, float* x, const Residual& terms, const float* weight,
-                          float eps, float* h) = 0;
+  virtual void AddRmsNorm(int width, float* x, const float* delta, const float* weight, float eps,
+                          float* h) = 0;
 
   // y [T, out] = x [T, in] W^T, for each product.
   virtual void Linears(std::span<const Product> products, const float* x) = 0;
@@ -105,11 +99,16 @@ class Backend {
   virtual void DeltaRule(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
                          const float* qkvz, const float* ba, float* out) = 0;
 
-  // Softmax over all E logits [T, E], the K largest by falling probability, ties to the lower id;
-  // divided by their sum if asked. The choice stays with the backend, for Experts.
-  virtual void Route(const Routing& routing, const float* logits) = 0;
-  // out [T, D] = sum over the chosen experts of weight * expert(h), in the order of the choice.
-  virtual absl::Status Experts(const Routing& routing, int width, const float* h, float* out) = 0;
+  // The expert that every row has beside those that it chose.
+  struct SharedExpert {
+    ExpertRef mlp;
+    const float* gate = nullptr;  // [T, 1]
+  };
+  // The router's choice: softmax over all E logits, the K largest by falling probability, ties to
+  // the lower id; divided by their sum if asked. Then out [T, D] = sum over the chosen experts of
+  // weight * expert(h), in the order of the choice, and sigmoid(gate) * shared(h).
+  virtual absl::Status Experts(const Routing& routing, const SharedExpert& shared, int width,
+                               const float* h, float* out) = 0;
 
   // out = down(silu(gate h) * up h).
   virtual void Mlp(const ExpertRef& mlp, const float* h, float* out) = 0;

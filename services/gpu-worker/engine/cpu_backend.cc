@@ -18,6 +18,7 @@ CpuBackend::CpuBackend(const ModelConfig& config, Ops* ops, ExpertSource* expert
       conv_width_(config.conv_width),
       rotary_(MakeRotaryTable(config.rope)) {
   const int64_t rows = max_rows;
+  shared_ = Allocate(rows * config.hidden_size);
   gate_ = Allocate(rows * config.n_heads * config.head_dim);
   mixed_ = Allocate(rows * config.conv_channels());
   convolved_ = Allocate(rows * config.conv_channels());
@@ -35,12 +36,9 @@ absl::Status CpuBackend::Begin(const Batch& batch) {
 
 void CpuBackend::Embed(const LinearRef& table, float* x) { ops_.Embed(table, batch_->ids, x); }
 
-void CpuBackend::AddRmsNorm(int width, float* x, const Residual& terms, const float* weight,
-                            float eps, float* h) {
-  if (terms.shared != nullptr) {
-    ops_.AddGated(n_rows(), width, terms.shared, terms.gate, terms.delta);
-  }
-  ops_.AddRmsNorm(n_rows(), width, x, terms.delta, weight, eps, h);
+void CpuBackend::AddRmsNorm(int width, float* x, const float* delta, const float* weight, float eps,
+                            float* h) {
+  ops_.AddRmsNorm(n_rows(), width, x, delta, weight, eps, h);
 }
 
 void CpuBackend::Linears(std::span<const Product> products, const float* x) {
@@ -97,8 +95,9 @@ void CpuBackend::DeltaRows(const DeltaShape& shape, int delta_layer, const Delta
                  sequence.recurrent(delta_layer).data(), out + row * values);
 }
 
-void CpuBackend::Route(const Routing& routing, const float* logits) {
-  ops_.Route(n_rows(), routing.n_experts, routing.top_k, routing.normalise, logits, &choice_);
+void CpuBackend::Route(const Routing& routing) {
+  ops_.Route(n_rows(), routing.n_experts, routing.top_k, routing.normalise, routing.logits,
+             &choice_);
   if (routing_ != nullptr && routing.layer < n_layers_) Impose(routing.layer, routing.top_k);
 }
 
@@ -110,7 +109,9 @@ void CpuBackend::Impose(int layer, int top_k) {
   routing_->Impose(layer, items, top_k, choice_.ids);
 }
 
-absl::Status CpuBackend::Experts(const Routing& routing, int width, const float* h, float* out) {
+absl::Status CpuBackend::Experts(const Routing& routing, const SharedExpert& shared, int width,
+                                 const float* h, float* out) {
+  Route(routing);
   std::map<int32_t, ExpertWork> work;  // by expert
   for (int32_t place = 0; place < n_rows() * routing.top_k; ++place) {
     ExpertWork& item = work[choice_.ids[static_cast<size_t>(place)]];
@@ -123,6 +124,8 @@ absl::Status CpuBackend::Experts(const Routing& routing, int width, const float*
     list.push_back(std::move(item));
   }
   ops_.Experts(n_rows(), width, routing.top_k, h, list, choice_, out);
+  ops_.Mlp(shared.mlp, n_rows(), h, shared_);
+  ops_.AddGated(n_rows(), width, shared_, shared.gate, out);
   return absl::OkStatus();
 }
 

@@ -23,7 +23,7 @@ class CpuBackend final : public Backend {
   float* Allocate(int64_t n) override;
   absl::Status Begin(const Batch& batch) override;
   void Embed(const LinearRef& table, float* x) override;
-  void AddRmsNorm(int width, float* x, const Residual& terms, const float* weight, float eps,
+  void AddRmsNorm(int width, float* x, const float* delta, const float* weight, float eps,
                   float* h) override;
   void Linears(std::span<const Product> products, const float* x) override;
   void RotateAndStore(const AttentionShape& shape, int attention_layer, const AttentionNorms& norms,
@@ -32,8 +32,8 @@ class CpuBackend final : public Backend {
                  const float* query_gate, float* out) override;
   void DeltaRule(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
                  const float* qkvz, const float* ba, float* out) override;
-  void Route(const Routing& routing, const float* logits) override;
-  absl::Status Experts(const Routing& routing, int width, const float* h, float* out) override;
+  absl::Status Experts(const Routing& routing, const SharedExpert& shared, int width,
+                       const float* h, float* out) override;
   void Mlp(const ExpertRef& mlp, const float* h, float* out) override;
   void Head(const LinearRef& head, const float* h) override;
   absl::Status Finish(float* logits) override;
@@ -51,6 +51,7 @@ class CpuBackend final : public Backend {
     return static_cast<CpuSequence&>(*item.sequence);
   }
   int n_rows() const { return batch_->n_rows(); }
+  void Route(const Routing& routing);
   void Impose(int layer, int top_k);
   // The convolution and the delta rule for some rows of one sequence.
   void DeltaRows(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
@@ -65,7 +66,7 @@ class CpuBackend final : public Backend {
   const Batch* batch_ = nullptr;
   std::deque<HugeVector<float>> memory_;  // elements never move
   // Scratch of ops that are finer than the table's.
-  float *gate_, *mixed_, *z_, *convolved_;
+  float *shared_, *gate_, *mixed_, *z_, *convolved_;
   HugeVector<float> head_rows_, logits_;
   RouterChoice choice_;
 };

@@ -6,11 +6,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "services/gpu-worker/engine/cpu_backend.h"
 #include "services/gpu-worker/engine/engine.h"
+#include "services/gpu-worker/engine/engines.h"
 #include "services/gpu-worker/engine/forward.h"
+#include "services/gpu-worker/engine/step_check.h"
 #include "services/gpu-worker/engine/tiled_weights.h"
 #include "services/gpu-worker/engine/weights.h"
 #include "services/gpu-worker/ops/exact_ops.h"
@@ -88,9 +89,7 @@ class CpuEngine final : public Engine {
   }
 
  private:
-  absl::Status Check(std::span<const StepItem> items) const;
   Batch MakeBatch(std::span<const StepItem> items);
-  absl::Status CheckId(int32_t id) const;
   absl::Status CheckDraft(std::span<const DraftItem> items, int depth) const;
 
   const ModelConfig config_;
@@ -102,43 +101,6 @@ class CpuEngine final : public Engine {
   CpuBackend backend_;
   Forward forward_;
 };
-
-absl::Status CpuEngine::Check(std::span<const StepItem> items) const {
-  std::set<const SequenceState*> seen;
-  int64_t n_tokens = 0, pages = 0;
-  for (const StepItem& item : items) {
-    if (item.state == nullptr || item.tokens.empty()) {
-      return absl::InvalidArgumentError("a step's item needs a sequence and at least one token");
-    }
-    if (!seen.insert(item.state).second) {
-      return absl::InvalidArgumentError("a sequence may stand in a step once");
-    }
-    for (const int32_t id : item.tokens) HEARTH_RETURN_IF_ERROR(CheckId(id));
-    const auto n = static_cast<int64_t>(item.tokens.size());
-    if (item.n_drafts < 0 || item.n_drafts >= n || item.n_drafts > max_drafts()) {
-      return absl::InvalidArgumentError(absl::StrCat(item.n_drafts, " of ", n,
-                                                     " tokens are to be drafts, at most ",
-                                                     max_drafts(), " and not all can be"));
-    }
-    n_tokens += n;
-    pages += PagesNeeded(*item.state, n);
-  }
-  if (n_tokens > options_.max_batch_tokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(n_tokens, " tokens in a step, the limit is ", options_.max_batch_tokens));
-  }
-  if (pages > pool_->pages_free()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the step needs ", pages, " KV pages, ", pool_->pages_free(), " are free"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CpuEngine::CheckId(int32_t id) const {
-  if (id >= 0 && id < config_.vocab_size) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("token id ", id, " is not in [0, ", config_.vocab_size, ")"));
-}
 
 Batch CpuEngine::MakeBatch(std::span<const StepItem> items) {
   Batch batch;
@@ -160,7 +122,7 @@ Batch CpuEngine::MakeBatch(std::span<const StepItem> items) {
 }
 
 absl::Status CpuEngine::Step(std::span<const StepItem> items, StepLogits* logits) {
-  HEARTH_RETURN_IF_ERROR(Check(items));
+  HEARTH_RETURN_IF_ERROR(CheckStep(*this, items, options_.max_batch_tokens));
   const Batch batch = MakeBatch(items);
   logits->n_rows = static_cast<int>(batch.logits_rows.size());
   logits->values.resize(batch.logits_rows.size() * static_cast<size_t>(config_.vocab_size));
@@ -187,7 +149,7 @@ absl::Status CpuEngine::CheckDraft(std::span<const DraftItem> items, int depth) 
     if (item.state == nullptr || !seen.insert(item.state).second) {
       return absl::InvalidArgumentError("a draft's item needs a sequence, each once");
     }
-    HEARTH_RETURN_IF_ERROR(CheckId(item.token));
+    HEARTH_RETURN_IF_ERROR(CheckTokenId(config_, item.token));
     const auto& sequence = static_cast<const CpuSequence&>(*item.state);
     if (sequence.n_tokens() == 0 || (depth > 0 && sequence.n_guessed() != depth)) {
       return absl::InvalidArgumentError(absl::StrCat("draft ", depth, " after ",
@@ -226,14 +188,8 @@ absl::Status CpuEngine::Draft(std::span<const DraftItem> items, int depth, StepL
 absl::Status CpuEngine::ReadDeltaState(const SequenceState& state, int layer,
                                        std::vector<float>* conv,
                                        std::vector<float>* recurrent) const {
-  if (layer < 0 || layer >= config_.n_layers ||
-      config_.layers[static_cast<size_t>(layer)].mixer != MixerKind::kDeltaNet) {
-    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " is no delta-net layer"));
-  }
+  HEARTH_ASSIGN_OR_RETURN(const int delta_layer, DeltaLayerIndex(config_, layer));
   const auto& sequence = static_cast<const CpuSequence&>(state);
-  const int delta_layer = static_cast<int>(
-      std::count_if(config_.layers.begin(), config_.layers.begin() + layer,
-                    [](const LayerConfig& other) { return other.mixer == MixerKind::kDeltaNet; }));
   const auto& history = sequence.conv_history(delta_layer);  // [W - 1, channels]
   const size_t n_past = static_cast<size_t>(config_.conv_width) - 1;
   const auto channels = static_cast<size_t>(config_.conv_channels());
@@ -286,19 +242,9 @@ absl::StatusOr<Compute> MakeCompute(const Checkpoint& checkpoint, const EngineOp
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Checkpoint& checkpoint,
-                                                       ExpertSource* experts,
-                                                       const EngineOptions& options) {
-  HEARTH_CHECK(experts != nullptr);
-  if (options.n_threads < 1 || options.page_tokens < 1 || options.max_batch_tokens < 1 ||
-      options.kv_tokens < options.page_tokens || options.max_drafts < 0 ||
-      options.max_drafts > kMaxDrafts) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("engine options: threads ", options.n_threads, ", page tokens ",
-                     options.page_tokens, ", batch tokens ", options.max_batch_tokens,
-                     " must be at least 1, kv tokens ", options.kv_tokens,
-                     " at least a page, and drafts ", options.max_drafts, " at most ", kMaxDrafts));
-  }
+absl::StatusOr<std::unique_ptr<Engine>> CreateCpuEngine(const Checkpoint& checkpoint,
+                                                        ExpertSource* experts,
+                                                        const EngineOptions& options) {
   const ModelConfig& config = checkpoint.config();
   HEARTH_ASSIGN_OR_RETURN(Compute compute, MakeCompute(checkpoint, options));
   const int n_mtp_layers = compute.weights.mtp.has_value() ? 1 : 0;

@@ -1,11 +1,13 @@
 // The model: token ids in, logits out, for several sequences in one step. Used by the scheduler
 // (one thread) and by `hearth verify`.
 //
-// Every row is computed by the same operations in the same order whatever else is in the batch and
-// however a prompt is cut into chunks, so a sequence's logits do not depend on its company.
+// Every row is computed by the same operations in the same order whatever else is in the batch and,
+// on the CPU, however a prompt is cut into chunks, so a sequence's logits do not depend on its
+// company.
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -30,6 +32,21 @@ class ExpertSource {
   virtual ~ExpertSource() = default;
   // Valid until the step ends.
   virtual absl::StatusOr<ExpertRef> Get(int layer, int expert) = 0;
+
+  // For engines that keep copies of experts, between steps. The packed bytes of one
+  // (common/experts/packing.h), empty where it can't be had now or nothing is packed; the memory
+  // that all of them lie in; and a number that changes when they moved or were replaced, 0 while
+  // there are none.
+  virtual std::span<const std::byte> Packed(int layer, int expert) {
+    static_cast<void>(layer), static_cast<void>(expert);
+    return {};
+  }
+  virtual std::span<const std::byte> Memory() { return {}; }
+  virtual uint64_t generation() { return 0; }
+  // An expert was used that was not asked for here, because the engine had a copy.
+  virtual void CountUse(int layer, int expert) {
+    static_cast<void>(layer), static_cast<void>(expert);
+  }
 };
 
 // Takes the choice of experts away from the router: for benchmarks, since random weights route
@@ -50,8 +67,13 @@ class RoutingOverride {
 
 // Each more costs a copy of a sequence's delta-net states, and is right less often.
 inline constexpr int kMaxDrafts = 3;
+enum class BackendKind { kCpu, kCuda };
+// Whether this build has the CUDA backend, and this machine a GPU that it can use.
+bool HasCudaBackend();
+bool HasCudaDevice();
 
 struct EngineOptions {
+  BackendKind backend = BackendKind::kCpu;
   int n_threads = 1;
   // The float32 backend, the reference; otherwise the fast one, which rounds activations to int8
   // where weights are 4-bit, and the head's weights to 8 bits.
@@ -66,6 +88,12 @@ struct EngineOptions {
   // prediction head is left alone.
   int max_drafts = 0;
   RoutingOverride* routing = nullptr;  // borrowed; null: the router chooses
+
+  // Of the CUDA backend.
+  int max_sequences = 8;      // sequences alive at once, at most
+  uint64_t vram_bytes = 0;    // all that it may use of the card; 0: what is free less a reserve
+  int64_t expert_slots = -1;  // experts kept in VRAM; -1: as many as the rest of vram_bytes holds
+  std::string cache_policy = {};  // empty: the best known
 };
 
 // One sequence's memory: KV pages of the attention layers, delta-net and convolution states of the
@@ -114,7 +142,7 @@ using TensorObserver =
 class Engine {
  public:
   // Reads the dense weights. `experts` is borrowed and may become able to answer later.
-  // FailedPrecondition if the CPU lacks the instruction set.
+  // FailedPrecondition if the CPU lacks the instruction set, or there is no such backend or device.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const Checkpoint& checkpoint,
                                                         ExpertSource* experts,
                                                         const EngineOptions& options);
@@ -123,6 +151,9 @@ class Engine {
   virtual const ModelConfig& config() const = 0;
   // What computes, for people: "float32", "avx512", …
   virtual std::string_view backend() const = 0;
+  // Whether a row's results are the same bits however its prompt was cut. Else a piece of a few
+  // rows is rounded otherwise than one of many.
+  virtual bool rows_are_independent() const { return true; }
   virtual std::unique_ptr<SequenceState> NewSequence() = 0;
 
   // KV pages that `n_tokens` more tokens of a sequence would take beyond those it has.
@@ -175,6 +206,9 @@ class Engine {
 
   // The cache of experts in VRAM; null where the engine has none. Lives as long as the engine.
   virtual ExpertTier* expert_tier() { return nullptr; }
+
+  // Where a GPU's memory goes, a line a part; empty where there is no GPU.
+  virtual std::string memory_table() const { return {}; }
 
   // The dense weights in memory, and how many of their bytes lie in huge pages.
   struct MemoryUse {

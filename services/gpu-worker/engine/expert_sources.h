@@ -20,6 +20,12 @@ class SegmentExperts final : public ExpertSource {
   absl::StatusOr<ExpertRef> Get(int layer, int expert) override {
     return segment_->Expert(layer, expert);
   }
+  std::span<const std::byte> Packed(int layer, int expert) override {
+    const auto packed = segment_->Packed(layer, expert);
+    return packed.ok() ? *packed : std::span<const std::byte>();
+  }
+  std::span<const std::byte> Memory() override { return segment_->segment_bytes(); }
+  uint64_t generation() override { return 1; }
 
  private:
   std::unique_ptr<SegmentReader> segment_;

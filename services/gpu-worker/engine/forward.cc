@@ -1,7 +1,6 @@
 #include "services/gpu-worker/engine/forward.h"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -64,7 +63,7 @@ absl::Status Forward::Run(const Batch& batch, const std::function<bool()>& inter
 absl::Status Forward::Enqueue(const Batch& batch, const std::function<bool()>& interrupted) {
   const int n = batch.n_rows(), width = config_.hidden_size;
   const auto eps = static_cast<float>(config_.rms_norm_eps);
-  Backend::Residual residual;  // what the last block adds to the residual stream
+  const float* delta = nullptr;  // what the last block adds to the residual stream
   int attention_layer = 0, delta_layer = 0;
 
   ops_.Embed(weights_.embedding.ref, a_.x);  // [T, D]
@@ -73,25 +72,24 @@ absl::Status Forward::Enqueue(const Batch& batch, const std::function<bool()>& i
     const LayerConfig& layer = config_.layers[static_cast<size_t>(i)];
     const LayerWeights& w = weights_.layers[static_cast<size_t>(i)];
 
-    ops_.AddRmsNorm(width, a_.x, residual, w.input_norm.data(), eps, a_.h);
+    ops_.AddRmsNorm(width, a_.x, delta, w.input_norm.data(), eps, a_.h);
     if (layer.mixer == MixerKind::kFullAttention) {
       Attention(w.attention, attention_layer++);  // h -> delta
     } else {
       DeltaNet(w.delta_net, delta_layer++);  // h -> delta
     }
-    residual = {.delta = a_.delta};
+    delta = a_.delta;
 
-    ops_.AddRmsNorm(width, a_.x, residual, w.post_attention_norm.data(), eps, a_.h);
+    ops_.AddRmsNorm(width, a_.x, delta, w.post_attention_norm.data(), eps, a_.h);
     if (layer.has_experts) {
-      HEARTH_RETURN_IF_ERROR(Experts(w.experts, i, n));  // h -> delta, shared, shared_gate
-      residual = {.delta = a_.delta, .shared = a_.shared, .gate = a_.shared_gate};
+      HEARTH_RETURN_IF_ERROR(Experts(w.experts, i, n));  // h -> delta
     } else {
       ops_.Mlp(w.mlp.ref(), a_.h, a_.delta);
     }
     if (interrupted()) return absl::CancelledError("the step was interrupted");
-    ObserveHidden(i, n, residual);
+    ObserveHidden(i, n);
   }
-  ops_.AddRmsNorm(width, a_.x, residual, weights_.norm.data(), eps, a_.h);
+  ops_.AddRmsNorm(width, a_.x, delta, weights_.norm.data(), eps, a_.h);
   ops_.Head(weights_.head.ref, a_.h);  // [n, V]
   if (weights_.mtp.has_value()) StoreForDrafts();
   return absl::OkStatus();
@@ -124,15 +122,14 @@ void Forward::DeltaNet(const DeltaNetWeights& w, int delta_layer) {
 }
 
 absl::Status Forward::Experts(const ExpertLayerWeights& w, int layer, int n_rows) {
-  const Backend::Routing routing{layer, config_.n_experts, config_.experts_per_token,
-                                 config_.norm_topk_prob};
   const Backend::Product products[] = {{&w.router.ref, a_.router_logits},             // [T, E]
                                        {&w.shared_expert_gate.ref, a_.shared_gate}};  // [T, 1]
   ops_.Linears(products, a_.h);
-  ops_.Route(routing, a_.router_logits);
+  HEARTH_RETURN_IF_ERROR(ops_.Experts({layer, config_.n_experts, config_.experts_per_token,
+                                       config_.norm_topk_prob, a_.router_logits},
+                                      {w.shared_expert.ref(), a_.shared_gate}, config_.hidden_size,
+                                      a_.h, a_.delta));  // [T, D]
   ObserveRouter(layer, n_rows);
-  HEARTH_RETURN_IF_ERROR(ops_.Experts(routing, config_.hidden_size, a_.h, a_.delta));  // [T, D]
-  ops_.Mlp(w.shared_expert.ref(), a_.h, a_.shared);                                    // [T, D]
   return absl::OkStatus();
 }
 
@@ -142,22 +139,14 @@ void Forward::Observe(std::string_view name, int rows, int columns, const float*
   observer_(name, rows, columns, copy.data());
 }
 
-void Forward::ObserveHidden(int layer, int n_rows, const Backend::Residual& residual) {
+void Forward::ObserveHidden(int layer, int n_rows) {
   if (!observer_) return;
-  // The layer's output is still in parts: the next norm would add them.
-  const int width = config_.hidden_size;
-  const int64_t n = int64_t{n_rows} * width;
+  // The layer's output is still in two parts: the next norm would add them.
+  const int64_t n = int64_t{n_rows} * config_.hidden_size;
   std::vector<float> hidden = ops_.Read(a_.x, n);
-  const std::vector<float> delta = ops_.Read(residual.delta, n);
+  const std::vector<float> delta = ops_.Read(a_.delta, n);
   for (size_t i = 0; i < hidden.size(); ++i) hidden[i] += delta[i];
-  if (residual.shared != nullptr) {
-    const std::vector<float> shared = ops_.Read(residual.shared, n);
-    const std::vector<float> gate = ops_.Read(residual.gate, n_rows);
-    for (size_t i = 0; i < hidden.size(); ++i) {
-      hidden[i] += shared[i] / (1 + std::exp(-gate[i / static_cast<size_t>(width)]));
-    }
-  }
-  observer_(absl::StrCat("layers.", layer, ".hidden"), n_rows, width, hidden.data());
+  observer_(absl::StrCat("layers.", layer, ".hidden"), n_rows, config_.hidden_size, hidden.data());
 }
 
 void Forward::ObserveRouter(int layer, int n_rows) {

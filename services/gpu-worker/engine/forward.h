@@ -58,7 +58,7 @@ class Forward {
   void DeltaNet(const DeltaNetWeights& weights, int delta_layer);
   absl::Status Experts(const ExpertLayerWeights& weights, int layer, int n_rows);
   void Observe(std::string_view name, int rows, int columns, const float* values) const;
-  void ObserveHidden(int layer, int n_rows, const Backend::Residual& residual);
+  void ObserveHidden(int layer, int n_rows);
   void ObserveRouter(int layer, int n_rows);
 
   const ModelConfig& config_;

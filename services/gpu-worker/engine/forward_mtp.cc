@@ -34,10 +34,9 @@ absl::Status Forward::EnqueueDraft(const Batch& batch, int depth) {
   ops_.LoadHidden(width, depth > 0, a_.shared);  // [T, D]
   EnterMtpLayer(a_.shared);                      // -> x, h
   Attention(w.attention, mtp_attention_);        // h -> delta
-  ops_.AddRmsNorm(width, a_.x, {.delta = a_.delta}, w.post_attention_norm.data(), eps, a_.h);
+  ops_.AddRmsNorm(width, a_.x, a_.delta, w.post_attention_norm.data(), eps, a_.h);
   HEARTH_RETURN_IF_ERROR(Experts(w.experts, config_.n_layers, batch.n_rows()));
-  ops_.AddRmsNorm(width, a_.x, {.delta = a_.delta, .shared = a_.shared, .gate = a_.shared_gate},
-                  weights_.mtp->norm.data(), eps, a_.h);
+  ops_.AddRmsNorm(width, a_.x, a_.delta, weights_.mtp->norm.data(), eps, a_.h);
   ops_.KeepDraftHidden(width, a_.h);
   ops_.Head(weights_.head.ref, a_.h);  // [T, V]
   return absl::OkStatus();
@@ -48,13 +47,13 @@ void Forward::EnterMtpLayer(float* hidden) {
   const int width = config_.hidden_size;
   const auto eps = static_cast<float>(config_.rms_norm_eps);
 
-  ops_.Embed(weights_.embedding.ref, a_.x);                                  // [T, D]
-  ops_.AddRmsNorm(width, a_.x, {}, w.embedding_norm.data(), eps, a_.delta);  // [T, D]
-  ops_.AddRmsNorm(width, hidden, {}, w.hidden_norm.data(), eps, a_.h);       // [T, D]
-  ops_.Join(width, a_.delta, a_.h, a_.joined);                               // [T, 2 D]
-  const Backend::Product fc[] = {{&w.fc.ref, a_.x}};                         // [T, D]
+  ops_.Embed(weights_.embedding.ref, a_.x);                                       // [T, D]
+  ops_.AddRmsNorm(width, a_.x, nullptr, w.embedding_norm.data(), eps, a_.delta);  // [T, D]
+  ops_.AddRmsNorm(width, hidden, nullptr, w.hidden_norm.data(), eps, a_.h);       // [T, D]
+  ops_.Join(width, a_.delta, a_.h, a_.joined);                                    // [T, 2 D]
+  const Backend::Product fc[] = {{&w.fc.ref, a_.x}};                              // [T, D]
   ops_.Linears(fc, a_.joined);
-  ops_.AddRmsNorm(width, a_.x, {}, w.layer.input_norm.data(), eps, a_.h);
+  ops_.AddRmsNorm(width, a_.x, nullptr, w.layer.input_norm.data(), eps, a_.h);
 }
 
 }  // namespace hearth::worker

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "common/base/status_macros.h"
@@ -50,12 +51,12 @@ std::vector<OwnedLinear*> LayerLinears(ModelWeights& weights) {
   return all;
 }
 
-std::vector<Move> PlanMoves(ModelWeights& weights, uint64_t* total) {
+std::vector<Move> PlanMoves(ModelWeights& weights, DenseReader reader, uint64_t* total) {
   std::vector<Move> moves;
   for (OwnedLinear* linear : LayerLinears(weights)) {
-    moves.push_back({.linear = linear, .form = FastForm(linear->ref, false)});
+    moves.push_back({.linear = linear, .form = DenseForm(linear->ref, false, reader)});
   }
-  moves.push_back({.linear = &weights.head, .form = FastForm(weights.head.ref, true)});
+  moves.push_back({.linear = &weights.head, .form = DenseForm(weights.head.ref, true, reader)});
   *total = 0;
   for (Move& move : moves) {
     const LinearBytes bytes = BytesOf(move.form);
@@ -110,6 +111,14 @@ void MovePart(const Move& move, std::byte* memory, Part* part) {
     if (bytes.absmax > 0) std::memcpy(scales, plain.absmax, bytes.absmax);
     return;
   }
+  if (move.form.kind == WeightKind::kF32) {
+    for (int64_t row = 0; row < plain.out; ++row) {
+      DequantizeRow(plain, row,
+                    std::span(reinterpret_cast<float*>(data) + row * plain.in,
+                              static_cast<size_t>(plain.in)));
+    }
+    return;
+  }
   const int64_t first = part->first_strip * kTileRows;
   const LinearRef rows =
       Rows(plain, first, std::min(plain.out - first, part->n_strips * kTileRows));
@@ -148,15 +157,34 @@ void Repoint(const Move& move, float factor, std::byte* memory) {
 
 }  // namespace
 
-LinearRef FastForm(const LinearRef& linear, bool is_head) {
-  if (CanTile4(linear)) return Tiled4Form(linear);
-  if (is_head && linear.kind != WeightKind::kBlock4 && CanTile8(linear)) return Tiled8Form(linear);
-  return linear;
+LinearRef DenseForm(const LinearRef& linear, bool is_head, DenseReader reader) {
+  if (reader != DenseReader::kCudaExact) {
+    if (CanTile4(linear)) return Tiled4Form(linear);
+    if (is_head && linear.kind != WeightKind::kBlock4 && CanTile8(linear)) {
+      return Tiled8Form(linear);
+    }
+  }
+  if (reader == DenseReader::kCpu || (linear.kind == WeightKind::kBF16 && linear.in % 8 == 0)) {
+    return linear;
+  }
+  return {.kind = WeightKind::kF32, .out = linear.out, .in = linear.in};
 }
 
-absl::StatusOr<PageBuffer> TileWeights(ModelWeights& weights, int n_threads) {
+std::vector<OwnedLinear*> DenseLinears(ModelWeights& weights) {
+  std::vector<OwnedLinear*> all = LayerLinears(weights);
+  all.push_back(&weights.head);
+  return all;
+}
+
+uint64_t TiledBytes(ModelWeights& weights, DenseReader reader) {
   uint64_t total = 0;
-  const std::vector<Move> moves = PlanMoves(weights, &total);
+  PlanMoves(weights, reader, &total);
+  return total;
+}
+
+absl::StatusOr<PageBuffer> TileWeights(ModelWeights& weights, int n_threads, DenseReader reader) {
+  uint64_t total = 0;
+  const std::vector<Move> moves = PlanMoves(weights, reader, &total);
   HEARTH_RETURN_IF_ERROR(CheckRoom(total, {}));
   HEARTH_ASSIGN_OR_RETURN(PageBuffer buffer, PageBuffer::Allocate(total));
   std::vector<Part> parts = PlanParts(moves);
@@ -169,7 +197,8 @@ absl::StatusOr<PageBuffer> TileWeights(ModelWeights& weights, int n_threads) {
   for (const Part& part : parts) factors[part.move] = std::max(factors[part.move], part.factor);
   pool.ParallelFor(static_cast<int>(parts.size()), [&](int i) {
     const Part& part = parts[static_cast<size_t>(i)];
-    if (moves[part.move].form.kind != moves[part.move].linear->ref.kind) {
+    const WeightKind kind = moves[part.move].form.kind;
+    if (kind == WeightKind::kTiled4 || kind == WeightKind::kTiled8) {
       ScalePart(moves[part.move], buffer.data(), part, factors[part.move]);
     }
   });

@@ -27,6 +27,21 @@ absl::StatusOr<ExpertRef> AttachedExperts::Get(int layer, int expert) {
   return current_->Expert(layer, expert);
 }
 
+std::span<const std::byte> AttachedExperts::Packed(int layer, int expert) {
+  if (current_ == nullptr) return {};
+  const auto packed = current_->Packed(layer, expert);
+  return packed.ok() ? *packed : std::span<const std::byte>();
+}
+
+std::span<const std::byte> AttachedExperts::Memory() {
+  return current_ == nullptr ? std::span<const std::byte>() : current_->segment_bytes();
+}
+
+void AttachedExperts::CountUse(int layer, int expert) {
+  uses_[static_cast<size_t>(layer) * static_cast<size_t>(n_experts_) + static_cast<size_t>(expert)]
+      .fetch_add(1, std::memory_order_relaxed);
+}
+
 absl::Status AttachedExperts::Offer(std::shared_ptr<const SegmentReader> reader) {
   if (reader->n_layers() != n_layers_ || reader->n_experts() != n_experts_) {
     return absl::InvalidArgumentError(
@@ -57,6 +72,7 @@ void AttachedExperts::BeginStep() {
   if (!has_offer_) return;
   const std::lock_guard lock(mutex_);
   current_ = std::move(offered_);
+  ++generation_;
   has_offer_ = false;
 }
 

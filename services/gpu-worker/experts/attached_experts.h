@@ -27,6 +27,10 @@ class AttachedExperts final : public ExpertSource {
   // Engine's threads, during a step. Unavailable before the first segment is there and while an
   // expert is being reloaded; NotFound for ids out of range.
   absl::StatusOr<ExpertRef> Get(int layer, int expert) override;
+  std::span<const std::byte> Packed(int layer, int expert) override;
+  std::span<const std::byte> Memory() override;
+  uint64_t generation() override { return generation_; }
+  void CountUse(int layer, int expert) override;
 
   // Any thread: from the next step on, experts are read there. InvalidArgument if its layers and
   // experts are not this model's; FailedPrecondition for tiles where plain experts are needed.
@@ -48,6 +52,7 @@ class AttachedExperts final : public ExpertSource {
   const int n_experts_;
   const bool needs_plain_;
   std::shared_ptr<const SegmentReader> current_;  // changed between steps only
+  uint64_t generation_ = 0;                       // of current_
 
   std::mutex mutex_;
   std::shared_ptr<const SegmentReader> offered_;  // guarded by mutex_

@@ -25,6 +25,7 @@ struct TierStatistics {
   uint64_t slot_bytes = 0;  // of one expert
   uint64_t pcie_bytes = 0;  // of experts copied to the device, since the start
   uint64_t cpu_bytes = 0;   // of experts that CPU threads computed from RAM, since the start
+  double cpu_seconds = 0;   // that they took
   std::vector<TierPart> parts;
 };
 
@@ -53,8 +54,8 @@ class TierBoard final : public ExpertTier {
   std::vector<ExpertUses> TakeUses() override;
 
   // Engine's thread, after each step: gives the cache the policy that was asked for and shows its
-  // state. Bytes are since the start.
-  void Sync(ExpertCache* cache, uint64_t pcie_bytes, uint64_t cpu_bytes);
+  // state. Bytes and seconds are since the start.
+  void Sync(ExpertCache* cache, uint64_t pcie_bytes, uint64_t cpu_bytes, double cpu_seconds = 0);
 
  private:
   const CacheShape shape_;

@@ -110,6 +110,7 @@ void ExactOps::Experts(int n_rows, int width, int top_k, const float* h,
   });
   std::fill_n(out, int64_t{n_rows} * width, 0.f);
   for (int64_t place = 0; place < n_places; ++place) {
+    if (choice.ids[static_cast<size_t>(place)] < 0) continue;
     AddScaled(choice.weights[static_cast<size_t>(place)], products_.data() + place * width, width,
               out + place / top_k * width);
   }

@@ -157,7 +157,7 @@ void FastOps::Experts(int n_rows, int width, int top_k, const float* h,
   }
   items_.clear();
   const int64_t n_places = int64_t{n_rows} * top_k;
-  place_rows_.resize(static_cast<size_t>(n_places));
+  place_rows_.assign(static_cast<size_t>(n_places), -1);
   int64_t first = 0;
   for (const ExpertWork& one : work) {
     items_.push_back({.gate = Prepare(one.expert.gate),
@@ -169,13 +169,14 @@ void FastOps::Experts(int n_rows, int width, int top_k, const float* h,
       place_rows_[static_cast<size_t>(place)] = static_cast<int32_t>(first++);
     }
   }
-  products_.resize(static_cast<size_t>(n_places * width));
+  products_.resize(static_cast<size_t>(first * width));
   RunMlps(items_, n_rows, width, h, products_.data());
 
   const auto combine = [&](int64_t t) {
     float* to = out + t * width;
     std::fill_n(to, width, 0.f);
     for (int64_t place = t * top_k; place < (t + 1) * top_k; ++place) {
+      if (place_rows_[static_cast<size_t>(place)] < 0) continue;
       kernels_.add_scaled(
           choice.weights[static_cast<size_t>(place)],
           products_.data() + int64_t{place_rows_[static_cast<size_t>(place)]} * width, width, to);

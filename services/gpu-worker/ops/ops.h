@@ -38,7 +38,8 @@ struct RotaryTable {
 };
 
 struct RouterChoice {
-  std::vector<int32_t> ids;    // [T, K] by falling probability, ties to the lower id
+  std::vector<int32_t> ids;    // [T, K] by falling probability, ties to the lower id; negative: a
+                               // place that Experts leaves out
   std::vector<float> weights;  // [T, K]
 };
 

@@ -1,0 +1,168 @@
+// The op table on a GPU: every call enqueues kernels on one stream.
+//
+// A batch is S sequences of n rows each. Up to kDecodeRows rows go through the decode kernels,
+// whose calls can be captured into a graph: they depend on the batch's S and n alone, everything
+// else is read from device memory that Begin fills. More rows (one sequence's prefill) go through
+// the tensor-core kernels; their experts that are not in VRAM are computed by the CPU, or from
+// kStreamRows rows on streamed to the GPU.
+#pragma once
+
+#include <array>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/checkpoint/config.h"
+#include "services/gpu-worker/engine/backend.h"
+#include "services/gpu-worker/engine/cuda/device_experts.h"
+#include "services/gpu-worker/engine/cuda/device_state.h"
+#include "services/gpu-worker/engine/cuda/device_weights.h"
+#include "services/gpu-worker/engine/cuda/miss_server.h"
+#include "services/gpu-worker/ops/cuda/decode_linear.h"
+#include "services/gpu-worker/ops/cuda/device.h"
+#include "services/gpu-worker/ops/cuda/linear.h"
+
+namespace hearth::worker {
+
+inline constexpr int kDecodeRows = 8;
+
+struct CudaBackendShape {
+  int max_rows = 0;           // of a batch
+  int exchange_rows = 0;      // of a batch whose misses the CPU computes: kDecodeRows at least
+  int64_t max_positions = 0;  // of a sequence
+  bool exact = false;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  // Borrows everything but the state.
+  static absl::StatusOr<std::unique_ptr<CudaBackend>> Create(
+      const ModelConfig& config, const CudaBackendShape& shape, const DeviceWeights* weights,
+      std::shared_ptr<DeviceState> state, DeviceExperts* experts, MissServer* misses,
+      RoutingOverride* routing);
+
+  // Device bytes that Create and Forward's Allocate calls will take.
+  static uint64_t ScratchBytes(const ModelConfig& config, const CudaBackendShape& shape);
+
+  float* Allocate(int64_t n) override;
+  absl::Status Begin(const Batch& batch) override;
+  void Embed(const LinearRef& table, float* x) override;
+  void AddRmsNorm(int width, float* x, const float* delta, const float* weight, float eps,
+                  float* h) override;
+  void Linears(std::span<const Product> products, const float* x) override;
+  void RotateAndStore(const AttentionShape& shape, int attention_layer, const AttentionNorms& norms,
+                      const float* query_gate, float* k, const float* v, float* q) override;
+  void Attention(const AttentionShape& shape, int attention_layer, const float* q,
+                 const float* query_gate, float* out) override;
+  void DeltaRule(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
+                 const float* qkvz, const float* ba, float* out) override;
+  absl::Status Experts(const Routing& routing, const SharedExpert& shared, int width,
+                       const float* h, float* out) override;
+  void Mlp(const ExpertRef& mlp, const float* h, float* out) override;
+  void Head(const LinearRef& head, const float* h) override;
+  absl::Status Finish(float* logits) override;
+  std::vector<float> Read(const float* values, int64_t n) override;
+  const RouterChoice& Choice() override;
+
+  cudaStream_t stream() const { return stream_.get(); }
+  // While a graph is being captured nothing may wait.
+  void SetCapturing(bool capturing) { is_capturing_ = capturing; }
+  // Positions that the captured attention can serve: a power of two above the batch's.
+  int64_t position_bucket() const { return position_bucket_; }
+  absl::Status error() const;
+
+ private:
+  CudaBackend(const ModelConfig& config, const CudaBackendShape& shape,
+              std::shared_ptr<DeviceState> state, DeviceExperts* experts, MissServer* misses,
+              RoutingOverride* routing);
+  absl::Status AllocateAll(const DeviceWeights& weights);
+  template <typename T>
+  T* Take(int64_t n);
+  void Keep(cudaError_t error, std::string_view op);
+  bool is_decode() const { return rows_.total() <= kDecodeRows; }
+  bool is_streaming() const { return rows_.total() > shape_.exchange_rows; }
+  absl::Status UploadPages(int s, const CudaSequence& sequence);
+  absl::Status ImposeRouting();
+  void FewRowsLinears(std::span<const Product> products, int n_rows, const float* x);
+  void FewRows(const LinearRef& weights, int n_rows, const float* x, float* y);
+  void PrefillLinears(std::span<const Product> products, const float* x);
+  DeviceKv KvOf(int attention_layer) const;
+  absl::Status PrefillExperts(const Routing& routing, const SharedExpert& shared, int width,
+                              const float* h, float* out);
+  absl::Status DecodeExperts(const Routing& routing, const SharedExpert& shared, int width,
+                             const float* h, float* out);
+  DispatchInputs DispatchOf(const Routing& routing, const float* h) const;
+  int32_t* ChoicesOf(const Routing& routing) const;
+  const int32_t* ImposedOf(const Routing& routing) const;
+  void RecordDispatched();
+  void AddShared(const SharedExpert& shared, int width, const float* h, float* out);
+  void Await(int width, float* out);
+  absl::Status ServeUntilDispatched();
+  void Drain();
+
+  const ModelConfig& config_;
+  const CudaBackendShape shape_;
+  const std::shared_ptr<DeviceState> state_;
+  DeviceExperts& experts_;
+  MissServer& misses_;
+  RoutingOverride* const routing_;
+  const int n_states_;  // delta-net layers
+
+  Stream stream_;
+  Event dispatched_, copied_;
+  std::deque<DeviceBuffer<std::byte>> memory_;  // elements never move
+  const DeviceWeights* weights_ = nullptr;
+  // Levels of 4-bit weights as the integer kernels take them; nothing where they can't.
+  std::deque<std::pair<std::array<float, 16>, std::optional<DecodeLevels>>> levels_;
+  const std::optional<DecodeLevels>& LevelsOf(const float (&levels)[16]);
+  const void* embedding_ = nullptr;
+  int embedding_bits_ = 16;
+
+  const Batch* batch_ = nullptr;
+  SequenceRows rows_;
+  int64_t position_bucket_ = 0;
+  bool is_capturing_ = false;
+  cudaError_t error_ = cudaSuccess;
+  std::string failed_op_;
+
+  // A batch's description: one pinned block and its copy on the device.
+  PinnedBuffer pinned_batch_, pinned_pages_, pinned_imposed_, pinned_choices_, pinned_logits_;
+  std::byte* batch_memory_ = nullptr;
+  int64_t batch_bytes_ = 0;
+  int64_t* positions_ = nullptr;   // [max_rows]
+  float** histories_ = nullptr;    // [delta layers, kDecodeRows]
+  float** states_ = nullptr;       // [delta layers, kDecodeRows]
+  int32_t* ids_ = nullptr;         // [max_rows]
+  int32_t* page_table_ = nullptr;  // [kDecodeRows, max_pages]
+  int64_t max_pages_ = 0;
+  struct PageRow {
+    uint64_t sequence = 0;
+    size_t n_pages = 0;
+  };
+  PageRow page_rows_[kDecodeRows];  // what the device's table holds
+  int32_t* imposed_ = nullptr;      // [n_layers, max_rows * top_k]
+
+  double* rotary_ = nullptr;
+  DeviceRotary rotary_table_;
+  // Scratch of ops that are finer than the table's.
+  float *shared_, *mixed_, *decay_, *beta_, *attention_scratch_, *inner_, *inner2_, *logits_, *act_;
+  std::byte* delta_scratch_ = nullptr;
+  int32_t* choice_ids_ = nullptr;
+  float* choice_weights_ = nullptr;
+  ExpertPlace* places_ = nullptr;
+  uint8_t* is_here_ = nullptr;
+  uint16_t *half_rows_, *high_rows_, *low_rows_, *expert_act_, *products_;
+  PlaceGroups groups_;
+
+  std::vector<float> logits_host_;  // of chunks that were drained
+  int64_t pending_logits_ = 0;      // values in pinned_logits_
+  uint32_t steps_ = 0;              // enqueued
+  RouterChoice choice_;             // for observers
+};
+
+}  // namespace hearth::worker

@@ -1,0 +1,416 @@
+// Engine on a GPU: divides a step into batches that the backend computes as one (the sequences that
+// decode together; each prompt's rows), and keeps a graph for each size of a decode.
+#include <algorithm>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/base/status_macros.h"
+#include "common/synthetic/random.h"
+#include "services/gpu-worker/engine/cuda/cuda_backend.h"
+#include "services/gpu-worker/engine/cuda/device_experts.h"
+#include "services/gpu-worker/engine/cuda/device_state.h"
+#include "services/gpu-worker/engine/cuda/device_weights.h"
+#include "services/gpu-worker/engine/cuda/miss_server.h"
+#include "services/gpu-worker/engine/cuda/vram_plan.h"
+#include "services/gpu-worker/engine/engines.h"
+#include "services/gpu-worker/engine/forward.h"
+#include "services/gpu-worker/engine/step_check.h"
+#include "services/gpu-worker/engine/weights.h"
+#include "services/gpu-worker/experts/expert_tier.h"
+#include "services/gpu-worker/ops/cuda/cuda_status.h"
+#include "services/gpu-worker/ops/exact_ops.h"
+#include "services/gpu-worker/ops/fast_ops.h"
+
+namespace hearth::worker {
+namespace {
+
+constexpr int kSpinMicroseconds = 2000;  // the next layer's misses come within this time
+constexpr int kPageTokens = 64;
+// What the CUDA context and the kernels' code take, outside our control.
+constexpr uint64_t kContextBytes = uint64_t{640} << 20;
+// Left to others where --vram is not given.
+constexpr uint64_t kReserveBytes = uint64_t{1} << 30;
+// Prompts of more rows have their experts streamed; fewer share the work with the CPU.
+constexpr int kExchangeRows = 192;
+
+class CudaEngine final : public Engine {
+ public:
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const Checkpoint& checkpoint,
+                                                        ExpertSource* experts,
+                                                        const EngineOptions& options);
+  ~CudaEngine() override { cudaDeviceSynchronize(); }
+
+  const ModelConfig& config() const override { return config_; }
+  std::string_view backend() const override { return name_; }
+  bool rows_are_independent() const override { return options_.exact; }
+  std::unique_ptr<SequenceState> NewSequence() override;
+  int64_t PagesNeeded(const SequenceState& state, int64_t n_tokens) const override {
+    return static_cast<const CudaSequence&>(state).PagesNeeded(n_tokens);
+  }
+  int64_t pages_free() const override { return state_->pages_free(); }
+  int64_t pages_total() const override { return state_->shape().n_pages; }
+  absl::Status Step(std::span<const StepItem> items, StepLogits* logits) override;
+  uint64_t progress() const override {
+    return parallel_->progress() + misses_->heartbeat() + steps_;
+  }
+  void Interrupt() override { parallel_->set_interrupted(true); }
+  void ClearInterrupt() override { parallel_->set_interrupted(false); }
+  absl::Status ReadDeltaState(const SequenceState& state, int layer, std::vector<float>* conv,
+                              std::vector<float>* recurrent) const override;
+  void SetObserver(TensorObserver observer) override { forward_->SetObserver(std::move(observer)); }
+  absl::Status FillContext(SequenceState* state, int64_t n_tokens, uint64_t seed) override;
+  ExpertTier* expert_tier() override { return board_.get(); }
+  std::string memory_table() const override { return memory_table_; }
+  MemoryUse dense_memory() const override {
+    return {static_cast<uint64_t>(device_weights_.linears.bytes()), 0};
+  }
+
+ private:
+  CudaEngine(const ModelConfig& config, const EngineOptions& options)
+      : config_(config), options_(options) {}
+  absl::Status Init(const Checkpoint& checkpoint, ExpertSource* experts);
+  absl::StatusOr<VramPlan> Plan(const SlotLayout& layout, const DeviceStateShape& shape,
+                                const CudaBackendShape& backend_shape);
+  absl::Status MakeOps(ExpertSource* experts);
+  // Items [begin, end) decode together, or one item's rows [first, first + n) are read.
+  absl::Status Decode(std::span<const StepItem> items, float* logits);
+  absl::Status Read(const StepItem& item, float* logits);
+  absl::Status RunBatch(const Batch& batch, float* logits);
+  absl::Status RunGraph(const Batch& batch, float* logits);
+  void EndStep();
+  void AddRows(const StepItem& item, size_t first, size_t n, Batch* batch) const;
+
+  const ModelConfig config_;
+  const EngineOptions options_;
+  std::string name_, memory_table_;
+  ModelWeights weights_;
+  DeviceWeights device_weights_;
+  std::shared_ptr<DeviceState> state_;
+  std::unique_ptr<Parallel> parallel_;
+  std::unique_ptr<Ops> ops_;
+  std::unique_ptr<MissServer> misses_;
+  std::unique_ptr<DeviceExperts> experts_;
+  std::unique_ptr<CudaBackend> backend_;
+  std::unique_ptr<Forward> forward_;
+  std::map<std::pair<int, int64_t>, GraphExec> graphs_;  // by rows and position bucket
+  std::unique_ptr<TierBoard> board_;
+  std::atomic<uint64_t> steps_{0};
+};
+
+absl::StatusOr<std::unique_ptr<Engine>> CudaEngine::Create(const Checkpoint& checkpoint,
+                                                           ExpertSource* experts,
+                                                           const EngineOptions& options) {
+  auto engine = std::unique_ptr<CudaEngine>(new CudaEngine(checkpoint.config(), options));
+  HEARTH_RETURN_IF_ERROR(engine->Init(checkpoint, experts));
+  return engine;
+}
+
+absl::Status CudaEngine::MakeOps(ExpertSource* experts) {
+  parallel_ = std::make_unique<Parallel>(ThreadPoolOptions{
+      .n_threads = options_.n_threads, .spin_microseconds = kSpinMicroseconds, .pin = true});
+  const Kernels* kernels = options_.exact ? nullptr : FindKernels(options_.isa);
+  if (kernels == nullptr && !options_.isa.empty() && !options_.exact) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this CPU cannot run the instruction set '", options_.isa, "'"));
+  }
+  if (kernels != nullptr) {
+    ops_ = std::make_unique<FastOps>(parallel_.get(), kernels);
+  } else {
+    ops_ = std::make_unique<ExactOps>(parallel_.get());
+  }
+  static_cast<void>(experts);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<VramPlan> CudaEngine::Plan(const SlotLayout& layout, const DeviceStateShape& shape,
+                                          const CudaBackendShape& backend_shape) {
+  size_t free = 0, total = 0;
+  HEARTH_RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free, &total), "the GPU's memory"));
+  VramNeeds needs;
+  needs.fixed = {{"CUDA context", kContextBytes},
+                 {"dense weights", DeviceWeightBytes(weights_, layout, options_.exact)},
+                 {absl::StrCat("KV pages (", shape.n_pages * shape.page_tokens, " tokens)"),
+                  static_cast<uint64_t>(shape.KvBytes())},
+                 {absl::StrCat("states (", shape.max_sequences, " sequences)"),
+                  static_cast<uint64_t>(shape.StateBytes())},
+                 {"work space", CudaBackend::ScratchBytes(config_, backend_shape)},
+                 {"streaming and tables", DeviceExperts::ExtraBytes(config_, layout)}};
+  needs.slot_bytes = layout.can_cache ? layout.stride : 0;
+  needs.all_experts =
+      std::ranges::count(config_.layers, true, &LayerConfig::has_experts) * config_.n_experts;
+  needs.wanted_slots = options_.expert_slots;
+  // `free` is less the context already.
+  const uint64_t usable = free + kContextBytes;
+  const uint64_t budget = options_.vram_bytes != 0 ? options_.vram_bytes
+                          : usable > kReserveBytes ? usable - kReserveBytes
+                                                   : 0;
+  return PlanVram(needs, budget, usable);
+}
+
+absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* experts) {
+  int n_devices = 0;
+  const cudaError_t found = cudaGetDeviceCount(&n_devices);
+  if (found != cudaSuccess || n_devices == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("no GPU that CUDA can use: ", cudaGetErrorString(found),
+                     "; choose the CPU backend, or look at what nvidia-smi says"));
+  }
+  cudaDeviceProp properties;
+  HEARTH_RETURN_IF_ERROR(CudaStatus(cudaGetDeviceProperties(&properties, 0), "the GPU"));
+  name_ = absl::StrCat("cuda (", properties.name, options_.exact ? ", float32)" : ")");
+
+  HEARTH_ASSIGN_OR_RETURN(weights_, ReadWeights(checkpoint));
+  HEARTH_ASSIGN_OR_RETURN(SlotLayout layout, FindSlotLayout(checkpoint));
+  if (options_.exact) layout.can_cache = false;  // tiles round their scales: the CPU has experts
+  DeviceStateShape shape = DeviceStateShape::Of(config_);
+  shape.page_tokens = kPageTokens;
+  shape.n_pages = (options_.kv_tokens + kPageTokens - 1) / kPageTokens;
+  shape.max_sequences = options_.max_sequences;
+  shape.kv_type = options_.exact ? KvType::kF32 : KvType::kBf16;
+  const int chunk = options_.exact ? kDecodeRows : std::max(kDecodeRows, options_.max_batch_tokens);
+  const CudaBackendShape backend_shape{
+      .max_rows = chunk,
+      .exchange_rows = layout.can_cache ? std::min(chunk, kExchangeRows) : chunk,
+      .max_positions = shape.n_pages * kPageTokens,
+      .exact = options_.exact};
+  HEARTH_ASSIGN_OR_RETURN(const VramPlan plan, Plan(layout, shape, backend_shape));
+  memory_table_ = plan.ToText();
+
+  HEARTH_ASSIGN_OR_RETURN(device_weights_,
+                          UploadWeights(weights_, layout, options_.exact, options_.n_threads));
+  HEARTH_ASSIGN_OR_RETURN(state_, DeviceState::Create(shape));
+  HEARTH_RETURN_IF_ERROR(MakeOps(experts));
+  HEARTH_ASSIGN_OR_RETURN(
+      misses_, MissServer::Create(
+                   {backend_shape.exchange_rows, config_.experts_per_token, config_.hidden_size},
+                   ops_.get(), parallel_.get(), experts));
+  HEARTH_ASSIGN_OR_RETURN(experts_, DeviceExperts::Create(config_, layout, experts, plan.n_slots,
+                                                          options_.cache_policy));
+  HEARTH_ASSIGN_OR_RETURN(backend_,
+                          CudaBackend::Create(config_, backend_shape, &device_weights_, state_,
+                                              experts_.get(), misses_.get(), options_.routing));
+  forward_ = std::make_unique<Forward>(config_, weights_, backend_.get(), chunk);
+  std::vector<TierPart> parts;
+  for (const VramPart& part : plan.parts) parts.push_back({"vram", part.name, part.bytes});
+  board_ = std::make_unique<TierBoard>(experts_->cache().shape(), PolicyOptions{}, layout.bytes,
+                                       std::move(parts));
+  return backend_->error();
+}
+
+std::unique_ptr<SequenceState> CudaEngine::NewSequence() {
+  auto sequence = std::make_unique<CudaSequence>(state_);
+  if (sequence->place() >= 0) {
+    cudaMemsetAsync(state_->Sequence(sequence->place()), 0,
+                    static_cast<size_t>(state_->shape().sequence_floats()) * 4, backend_->stream());
+  }
+  return sequence;
+}
+
+absl::Status CudaEngine::Step(std::span<const StepItem> items, StepLogits* logits) {
+  HEARTH_RETURN_IF_ERROR(CheckStep(*this, items, options_.max_batch_tokens));
+  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
+  std::vector<StepItem> decodes;
+  std::vector<size_t> decode_rows;  // of the logits
+  logits->n_rows = 0;
+  for (const StepItem& item : items) {
+    if (static_cast<const CudaSequence*>(item.state)->place() < 0) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "the GPU keeps the states of ", options_.max_sequences, " sequences and all are taken"));
+    }
+    logits->n_rows += item.logits == LogitsWanted::kAll    ? static_cast<int>(item.tokens.size())
+                      : item.logits == LogitsWanted::kLast ? 1
+                                                           : 0;
+  }
+  logits->values.resize(static_cast<size_t>(logits->n_rows) * vocabulary);
+  // Prompts first: their logits and those of the decodes go where the items' order wants them.
+  size_t row = 0;
+  for (const StepItem& item : items) {
+    if (item.tokens.size() == 1) {
+      decodes.push_back(item);
+      decode_rows.push_back(row);
+      row += item.logits == LogitsWanted::kNone ? 0 : 1;
+      continue;
+    }
+    HEARTH_RETURN_IF_ERROR(Read(item, logits->values.data() + row * vocabulary));
+    row += item.logits == LogitsWanted::kAll    ? item.tokens.size()
+           : item.logits == LogitsWanted::kLast ? 1
+                                                : 0;
+  }
+  for (size_t first = 0; first < decodes.size(); first += kDecodeRows) {
+    const auto n = std::min<size_t>(kDecodeRows, decodes.size() - first);
+    const std::span group = std::span(decodes).subspan(first, n);
+    std::vector<float> values(n * vocabulary);
+    HEARTH_RETURN_IF_ERROR(Decode(group, values.data()));
+    const float* from = values.data();
+    for (size_t i = 0; i < n; ++i) {
+      if (group[i].logits == LogitsWanted::kNone) continue;
+      std::copy_n(from, vocabulary, logits->values.data() + decode_rows[first + i] * vocabulary);
+      from += vocabulary;
+    }
+  }
+  return absl::OkStatus();
+}
+
+void CudaEngine::AddRows(const StepItem& item, size_t first, size_t n, Batch* batch) const {
+  auto* sequence = static_cast<CudaSequence*>(item.state);
+  sequence->Grow(static_cast<int64_t>(n));
+  const int begin = batch->n_rows();
+  const int end = begin + static_cast<int>(n);
+  batch->items.push_back({sequence, {begin, end}, sequence->n_tokens()});
+  for (size_t i = 0; i < n; ++i) {
+    batch->ids.push_back(item.tokens[first + i]);
+    batch->positions.push_back(sequence->n_tokens() + static_cast<int64_t>(i));
+    const bool wanted = item.logits == LogitsWanted::kAll ||
+                        (item.logits == LogitsWanted::kLast && first + i + 1 == item.tokens.size());
+    if (wanted) batch->logits_rows.push_back(begin + static_cast<int>(i));
+  }
+}
+
+absl::Status CudaEngine::Decode(std::span<const StepItem> items, float* logits) {
+  Batch batch;
+  for (const StepItem& item : items) AddRows(item, 0, 1, &batch);
+  return forward_->has_observer() ? RunBatch(batch, logits) : RunGraph(batch, logits);
+}
+
+absl::Status CudaEngine::Read(const StepItem& item, float* logits) {
+  const auto chunk = static_cast<size_t>(options_.exact ? kDecodeRows : options_.max_batch_tokens);
+  for (size_t first = 0; first < item.tokens.size(); first += chunk) {
+    Batch batch;
+    AddRows(item, first, std::min(chunk, item.tokens.size() - first), &batch);
+    HEARTH_RETURN_IF_ERROR(RunBatch(batch, logits));
+    logits += static_cast<int64_t>(batch.logits_rows.size()) * config_.vocab_size;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaEngine::RunBatch(const Batch& batch, float* logits) {
+  HEARTH_RETURN_IF_ERROR(forward_->Run(
+      batch, [this] { return parallel_->interrupted(); }, logits));
+  for (const BatchItem& item : batch.items) {
+    static_cast<CudaSequence*>(item.sequence)->Advance(item.rows.size());
+  }
+  EndStep();
+  return absl::OkStatus();
+}
+
+absl::Status CudaEngine::RunGraph(const Batch& batch, float* logits) {
+  HEARTH_RETURN_IF_ERROR(backend_->Begin(batch));
+  const std::pair key(batch.n_rows(), backend_->position_bucket());
+  auto found = graphs_.find(key);
+  if (found == graphs_.end()) {
+    Graph graph;
+    HEARTH_RETURN_IF_ERROR(CudaStatus(
+        cudaStreamBeginCapture(backend_->stream(), cudaStreamCaptureModeThreadLocal), "capture"));
+    backend_->SetCapturing(true);
+    const absl::Status status = forward_->Enqueue(batch, [] { return false; });
+    backend_->SetCapturing(false);
+    const cudaError_t ended = cudaStreamEndCapture(backend_->stream(), graph.put());
+    HEARTH_RETURN_IF_ERROR(status);
+    HEARTH_RETURN_IF_ERROR(CudaStatus(ended, "capture"));
+    GraphExec exec;
+    HEARTH_RETURN_IF_ERROR(
+        CudaStatus(cudaGraphInstantiate(exec.put(), graph.get(), 0), "a decode graph"));
+    found = graphs_.emplace(key, std::move(exec)).first;
+  }
+  HEARTH_RETURN_IF_ERROR(
+      CudaStatus(cudaGraphLaunch(found->second.get(), backend_->stream()), "a decode step"));
+  HEARTH_RETURN_IF_ERROR(backend_->Finish(logits));
+  if (parallel_->interrupted()) return absl::CancelledError("the step was interrupted");
+  for (const BatchItem& item : batch.items) static_cast<CudaSequence*>(item.sequence)->Advance(1);
+  EndStep();
+  return absl::OkStatus();
+}
+
+void CudaEngine::EndStep() {
+  ++steps_;
+  const MissServer::Counts& counts = misses_->counts();
+  board_->Sync(&experts_->cache(), experts_->pcie_bytes(),
+               counts.experts * experts_->layout().bytes, counts.seconds);
+}
+
+absl::Status CudaEngine::ReadDeltaState(const SequenceState& state, int layer,
+                                        std::vector<float>* conv,
+                                        std::vector<float>* recurrent) const {
+  HEARTH_ASSIGN_OR_RETURN(const int delta_layer, DeltaLayerIndex(config_, layer));
+  const int place = static_cast<const CudaSequence&>(state).place();
+  if (place < 0) return absl::FailedPreconditionError("the sequence has no place on the GPU");
+  const DeviceStateShape& shape = state_->shape();
+  std::vector<float> history(static_cast<size_t>(shape.history_floats));
+  recurrent->resize(static_cast<size_t>(shape.recurrent_floats));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(backend_->stream()), "a step"));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(cudaMemcpy(history.data(), state_->History(place, delta_layer),
+                                               history.size() * 4, cudaMemcpyDeviceToHost),
+                                    "reading a state"));
+  HEARTH_RETURN_IF_ERROR(
+      CudaStatus(cudaMemcpy(recurrent->data(), state_->Recurrent(place, delta_layer),
+                            recurrent->size() * 4, cudaMemcpyDeviceToHost),
+                 "reading a state"));
+  const size_t n_past = static_cast<size_t>(config_.conv_width) - 1;
+  const auto channels = static_cast<size_t>(config_.conv_channels());
+  conv->resize(history.size());
+  for (size_t t = 0; t < n_past; ++t) {
+    for (size_t c = 0; c < channels; ++c) (*conv)[c * n_past + t] = history[t * channels + c];
+  }
+  return absl::OkStatus();
+}
+
+// One page of random values, the same everywhere: what is measured doesn't depend on them.
+absl::Status CudaEngine::FillContext(SequenceState* state, int64_t n_tokens, uint64_t seed) {
+  auto& sequence = static_cast<CudaSequence&>(*state);
+  if (sequence.n_tokens() != 0 || n_tokens < 0) {
+    return absl::InvalidArgumentError("only a new sequence can be filled");
+  }
+  if (sequence.place() < 0) return absl::ResourceExhaustedError("no place for one more sequence");
+  if (sequence.PagesNeeded(n_tokens) > state_->pages_free()) {
+    return absl::ResourceExhaustedError(absl::StrCat("a context of ", n_tokens, " tokens needs ",
+                                                     sequence.PagesNeeded(n_tokens), " KV pages, ",
+                                                     state_->pages_free(), " are free"));
+  }
+  sequence.Grow(n_tokens);
+  const DeviceStateShape& shape = state_->shape();
+  const uint64_t stream = StreamOf(seed, "context");
+  const auto n_values = static_cast<size_t>(shape.page_tokens * shape.token_values);
+  std::vector<float> page(n_values), states(static_cast<size_t>(shape.sequence_floats()));
+  FillRandomFloats(stream, 1, page);
+  FillRandomFloats(stream + 1, 0.1F, states);
+  std::vector<uint16_t> rounded(n_values);
+  std::ranges::transform(page, rounded.begin(), F32ToBF16);
+  const bool is_f32 = shape.kv_type == KvType::kF32;
+  const void* values = is_f32 ? static_cast<const void*>(page.data()) : rounded.data();
+  const size_t page_bytes = n_values * static_cast<size_t>(shape.kv_value_bytes());
+  cudaError_t error = cudaMemcpy(state_->Sequence(sequence.place()), states.data(),
+                                 states.size() * 4, cudaMemcpyHostToDevice);
+  for (int layer = 0; layer < shape.attention_layers; ++layer) {
+    for (const int32_t number : sequence.pages()) {
+      for (void* pool : {state_->Keys(layer), state_->Values(layer)}) {
+        if (error != cudaSuccess) break;
+        error = cudaMemcpyAsync(
+            static_cast<std::byte*>(pool) + static_cast<size_t>(number) * page_bytes, values,
+            page_bytes, cudaMemcpyHostToDevice, backend_->stream());
+      }
+    }
+  }
+  if (error == cudaSuccess) error = cudaStreamSynchronize(backend_->stream());
+  sequence.Advance(n_tokens);
+  return CudaStatus(error, "filling a context");
+}
+
+}  // namespace
+
+int CountCudaDevices() {
+  int n = 0;
+  return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> CreateCudaEngine(const Checkpoint& checkpoint,
+                                                         ExpertSource* experts,
+                                                         const EngineOptions& options) {
+  return CudaEngine::Create(checkpoint, experts, options);
+}
+
+}  // namespace hearth::worker

@@ -1,0 +1,299 @@
+#include "services/gpu-worker/engine/cuda/device_experts.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/experts/layout.h"
+#include "services/gpu-worker/ops/cuda/cuda_status.h"
+
+namespace hearth::worker {
+namespace {
+
+// Copies that a decode step may start: some 100 MB, 2 ms of PCIe.
+constexpr int kAdmissionsAStep = 64;
+// After a prompt there is no hurry.
+constexpr int kAdmissionsAPrompt = 1024;
+
+}  // namespace
+
+DeviceExperts::DeviceExperts(const ModelConfig& config, const SlotLayout& layout,
+                             ExpertSource* experts)
+    : n_layers_(config.n_layers),
+      n_experts_(config.n_experts),
+      layout_(layout),
+      experts_(*experts) {
+  for (const LayerConfig& layer : config.layers) has_experts_.push_back(layer.has_experts);
+}
+
+DeviceExperts::~DeviceExperts() {
+  Land(true);
+  if (!registered_.empty()) cudaHostUnregister(const_cast<std::byte*>(registered_.data()));
+}
+
+uint64_t DeviceExperts::ExtraBytes(const ModelConfig& config, const SlotLayout& layout) {
+  const uint64_t n_keys =
+      static_cast<uint64_t>(config.n_layers) * static_cast<uint64_t>(config.n_experts);
+  return n_keys * (sizeof(PrefillExpert) + sizeof(void*)) +
+         (layout.can_cache ? layout.stride * kGroup * kBuffers : 0);
+}
+
+absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(const ModelConfig& config,
+                                                                     const SlotLayout& layout,
+                                                                     ExpertSource* experts,
+                                                                     int64_t n_slots,
+                                                                     std::string_view policy) {
+  auto made = std::unique_ptr<DeviceExperts>(new DeviceExperts(config, layout, experts));
+  const auto n_keys = int64_t{config.n_layers} * config.n_experts;
+  const auto stride = static_cast<int64_t>(layout.stride);
+  HEARTH_ASSIGN_OR_RETURN(made->cache_,
+                          ExpertCache::Create({.n_layers = config.n_layers,
+                                               .n_experts = config.n_experts,
+                                               .n_slots = static_cast<int>(n_slots),
+                                               .layer_has_experts = made->has_experts_},
+                                              policy.empty() ? "lru" : policy));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(made->pool_.Allocate(n_slots * stride),
+                                    absl::StrCat("memory for ", n_slots, " experts")));
+  if (layout.can_cache) {
+    HEARTH_RETURN_IF_ERROR(CudaStatus(made->staging_.Allocate(stride * kGroup * kBuffers),
+                                      "memory for streaming experts"));
+  }
+  HEARTH_RETURN_IF_ERROR(CudaStatus(made->table_.Allocate(n_keys), "the experts' table"));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(
+      cudaMemset(made->table_.data(), 0, static_cast<size_t>(made->table_.bytes())), "memset"));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(made->lists_.Allocate(n_keys), "the experts' lists"));
+  made->host_table_.resize(static_cast<size_t>(n_keys));
+  HEARTH_RETURN_IF_ERROR(
+      made->pinned_updates_.Allocate(static_cast<uint64_t>(2 * n_keys) * sizeof(SlotUpdate)));
+  HEARTH_RETURN_IF_ERROR(
+      made->pinned_lists_.Allocate(static_cast<uint64_t>(n_keys) * sizeof(PrefillExpert)));
+  made->n_cached_.resize(static_cast<size_t>(config.n_layers));
+  made->n_listed_.resize(static_cast<size_t>(config.n_layers));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(made->copies_.Create(), "a stream for copies"));
+  for (int i = 0; i < kBuffers; ++i) {
+    HEARTH_RETURN_IF_ERROR(CudaStatus(made->staged_[i].Create(), "an event"));
+    HEARTH_RETURN_IF_ERROR(CudaStatus(made->used_[i].Create(), "an event"));
+  }
+  return made;
+}
+
+void DeviceExperts::Update(int layer, int expert, const uint8_t* slot) {
+  const auto index = int64_t{layer} * n_experts_ + expert;
+  host_table_[static_cast<size_t>(index)] = slot;
+  // Two changes of one entry in one launch would race.
+  const auto same = std::ranges::find(updates_, index, &SlotUpdate::index);
+  if (same != updates_.end()) {
+    same->slot = slot;
+  } else {
+    updates_.push_back({slot, index});
+  }
+}
+
+absl::Status DeviceExperts::FollowSegment() {
+  const uint64_t generation = experts_.generation();
+  if (generation == generation_) return absl::OkStatus();
+  Land(true);
+  cache_->Clear();
+  for (size_t i = 0; i < host_table_.size(); ++i) {
+    if (host_table_[i] == nullptr) continue;
+    Update(static_cast<int>(i) / n_experts_, static_cast<int>(i) % n_experts_, nullptr);
+  }
+  if (!registered_.empty()) cudaHostUnregister(const_cast<std::byte*>(registered_.data()));
+  registered_ = {};
+  generation_ = generation;
+  const std::span<const std::byte> memory = experts_.Memory();
+  if (!memory.empty()) {
+    const cudaError_t error = cudaHostRegister(const_cast<std::byte*>(memory.data()), memory.size(),
+                                               cudaHostRegisterReadOnly | cudaHostRegisterPortable);
+    if (error == cudaSuccess) registered_ = memory;
+    cudaGetLastError();  // forgotten: copies work without, at half the speed
+  }
+  Fill();
+  return absl::OkStatus();
+}
+
+// An empty slot helps nobody: at the start experts are taken in turn from all layers, until use
+// tells which are worth more.
+void DeviceExperts::Fill() {
+  if (!layout_.can_cache || cache_->shape().n_slots == 0 || experts_.Memory().empty()) return;
+  std::vector<ExpertUses> all;
+  for (int layer = 0; layer < n_layers_; ++layer) {
+    if (!has_experts_[static_cast<size_t>(layer)]) continue;
+    for (int expert = 0; expert < n_experts_; ++expert) {
+      all.push_back({layer, expert, static_cast<uint64_t>(n_experts_ - expert)});
+    }
+  }
+  const std::string policy(cache_->policy_name());
+  if (!cache_->SetPolicy("profile", {.profile = std::move(all)}).ok()) return;
+  Start(cache_->PlanAdmissions(cache_->shape().n_slots));
+  Land(true);
+  cache_->SetPolicy(policy, {}).IgnoreError();  // it was in force before
+}
+
+void DeviceExperts::Start(std::vector<Admission> admissions) {
+  if (admissions.empty()) return;
+  Flight flight;
+  bool failed = flight.done.Create() != cudaSuccess;
+  for (const Admission& admission : admissions) {
+    if (admission.evicted_layer >= 0) {
+      Update(admission.evicted_layer, admission.evicted_expert, nullptr);
+    }
+    const std::span<const std::byte> packed = experts_.Packed(admission.layer, admission.expert);
+    failed = failed || !Fits(packed) ||
+             cudaMemcpyAsync(SlotAt(admission.slot), packed.data(), packed.size(),
+                             cudaMemcpyHostToDevice, copies_.get()) != cudaSuccess;
+    if (failed) {
+      cache_->Abandon(admission);
+      continue;
+    }
+    pcie_bytes_ += packed.size();
+    flight.admissions.push_back(admission);
+  }
+  if (flight.admissions.empty()) return;
+  if (cudaEventRecord(flight.done.get(), copies_.get()) != cudaSuccess) {
+    for (const Admission& admission : flight.admissions) cache_->Abandon(admission);
+    return;
+  }
+  flights_.push_back(std::move(flight));
+}
+
+void DeviceExperts::Land(bool wait) {
+  while (!flights_.empty()) {
+    Flight& flight = flights_.front();
+    const cudaError_t error =
+        wait ? cudaEventSynchronize(flight.done.get()) : cudaEventQuery(flight.done.get());
+    if (error == cudaErrorNotReady) return;
+    for (const Admission& admission : flight.admissions) {
+      if (error != cudaSuccess) {
+        cache_->Abandon(admission);
+      } else if (cache_->Publish(admission)) {
+        Update(admission.layer, admission.expert, SlotAt(admission.slot));
+      }
+    }
+    flights_.pop_front();
+  }
+}
+
+absl::Status DeviceExperts::BeginStep(cudaStream_t stream) {
+  Land(false);
+  HEARTH_RETURN_IF_ERROR(FollowSegment());
+  if (updates_.empty()) return absl::OkStatus();
+  std::ranges::copy(updates_, pinned_updates_.as<SlotUpdate>());
+  const cudaError_t error = UpdateSlotsCuda(
+      pinned_updates_.as<SlotUpdate>(), static_cast<int>(updates_.size()), table_.data(), stream);
+  updates_.clear();
+  return CudaStatus(error, "the experts' table");
+}
+
+std::vector<ExpertUse> DeviceExperts::UsesOf(std::span<const int32_t> choices, int n_rows,
+                                             int top_k) const {
+  std::vector<ExpertUse> uses;
+  std::vector<int32_t> rows(static_cast<size_t>(n_experts_));
+  const auto n_places = static_cast<size_t>(n_rows * top_k);
+  for (int layer = 0; layer < n_layers_; ++layer) {
+    if (!has_experts_[static_cast<size_t>(layer)]) continue;
+    const auto chosen = choices.subspan(static_cast<size_t>(layer) * n_places, n_places);
+    for (const int32_t expert : chosen) {
+      if (expert >= 0) ++rows[static_cast<size_t>(expert)];
+    }
+    for (const int32_t expert : chosen) {
+      if (expert < 0 || rows[static_cast<size_t>(expert)] == 0) continue;
+      uses.push_back({layer, expert, std::exchange(rows[static_cast<size_t>(expert)], 0)});
+    }
+  }
+  return uses;
+}
+
+void DeviceExperts::EndDecode(std::span<const int32_t> choices, int n_rows, int top_k) {
+  const std::vector<ExpertUse> uses = UsesOf(choices, n_rows, top_k);
+  for (const ExpertUse& use : uses) {
+    if (cache_->SlotOf(use.layer, use.expert) >= 0) experts_.CountUse(use.layer, use.expert);
+  }
+  cache_->RecordStep(uses);
+  Land(false);
+  if (layout_.can_cache) Start(cache_->PlanAdmissions(kAdmissionsAStep));
+}
+
+void DeviceExperts::EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k) {
+  const std::vector<ExpertUse> uses = UsesOf(choices, n_rows, top_k);
+  for (const ExpertUse& use : uses) experts_.CountUse(use.layer, use.expert);
+  cache_->RecordPrompt(uses, n_rows);
+  Land(false);
+  if (layout_.can_cache) Start(cache_->PlanAdmissions(kAdmissionsAPrompt));
+}
+
+absl::Status DeviceExperts::PrepareLists(bool stream_others, cudaStream_t stream) {
+  auto* lists = pinned_lists_.as<PrefillExpert>();
+  for (int layer = 0; layer < n_layers_; ++layer) {
+    const auto l = static_cast<size_t>(layer);
+    if (!has_experts_[l]) continue;
+    PrefillExpert* list = lists + int64_t{layer} * n_experts_;
+    int n = 0;
+    for (int e = 0; e < n_experts_; ++e) {
+      const uint8_t* slot =
+          host_table_[l * static_cast<size_t>(n_experts_) + static_cast<size_t>(e)];
+      if (slot != nullptr) list[n++] = {slot, e};
+    }
+    n_cached_[l] = n;
+    for (int e = 0; stream_others && e < n_experts_; ++e) {
+      if (host_table_[l * static_cast<size_t>(n_experts_) + static_cast<size_t>(e)] != nullptr) {
+        continue;
+      }
+      if (!Fits(experts_.Packed(layer, e))) {
+        return absl::UnavailableError(
+            absl::StrCat("layer ", layer, " expert ", e, " cannot be read from the store now"));
+      }
+      list[n++] = {nullptr, e};
+    }
+    n_listed_[l] = n;
+  }
+  // Where streamed ones will lie: buffers follow each other in turn over all layers.
+  next_buffer_ = 0;
+  int buffer = 0;
+  for (int layer = 0; layer < n_layers_; ++layer) {
+    const auto l = static_cast<size_t>(layer);
+    PrefillExpert* list = lists + int64_t{layer} * n_experts_;
+    for (int first = n_cached_[l]; first < n_listed_[l]; first += kGroup) {
+      for (int i = first; i < std::min(first + kGroup, n_listed_[l]); ++i) {
+        list[i].slot = staging_.data() + (int64_t{buffer} * kGroup + i - first) *
+                                             static_cast<int64_t>(layout_.stride);
+      }
+      buffer = (buffer + 1) % kBuffers;
+    }
+  }
+  return CudaStatus(cudaMemcpyAsync(lists_.data(), lists, static_cast<size_t>(lists_.bytes()),
+                                    cudaMemcpyHostToDevice, stream),
+                    "the experts' lists");
+}
+
+DeviceExperts::List DeviceExperts::Cached(int layer) const {
+  return {lists_.data() + int64_t{layer} * n_experts_, n_cached_[static_cast<size_t>(layer)]};
+}
+
+cudaError_t DeviceExperts::CopyGroup(int layer, int first, int n, int buffer) {
+  const PrefillExpert* list =
+      pinned_lists_.as<PrefillExpert>() + int64_t{layer} * n_experts_ + first;
+  uint8_t* to = staging_.data() + int64_t{buffer} * kGroup * static_cast<int64_t>(layout_.stride);
+  cudaError_t error = cudaStreamWaitEvent(copies_.get(), used_[buffer].get());
+  for (int i = 0; i < n && error == cudaSuccess;) {
+    // Experts that follow each other in the segment are one copy.
+    const std::byte* from = experts_.Packed(layer, list[i].expert).data();
+    if (from == nullptr) return cudaErrorInvalidValue;
+    int run = 1;
+    while (i + run < n && experts_.Packed(layer, list[i + run].expert).data() ==
+                              from + static_cast<size_t>(run) * layout_.stride) {
+      ++run;
+    }
+    const size_t bytes = static_cast<size_t>(run - 1) * layout_.stride + layout_.bytes;
+    error = cudaMemcpyAsync(to + int64_t{i} * static_cast<int64_t>(layout_.stride), from, bytes,
+                            cudaMemcpyHostToDevice, copies_.get());
+    pcie_bytes_ += bytes;
+    i += run;
+  }
+  if (error != cudaSuccess) return error;
+  return cudaEventRecord(staged_[buffer].get(), copies_.get());
+}
+
+}  // namespace hearth::worker

@@ -1,0 +1,130 @@
+// The expert cache on the device: one pool of equal slots, the table that says which expert lies in
+// which, and the copies that fill them in the background. The books and the choice are
+// experts/expert_cache.h's.
+//
+// A slot changes only while no step runs: what leaves is taken from the table before the next step
+// starts, and what comes is entered when its copy has ended. Engine's thread only.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/checkpoint/checkpoint.h"
+#include "services/gpu-worker/engine/cuda/device_weights.h"
+#include "services/gpu-worker/engine/engine.h"
+#include "services/gpu-worker/experts/expert_cache.h"
+#include "services/gpu-worker/ops/cuda/device.h"
+#include "services/gpu-worker/ops/cuda/exchange.h"
+#include "services/gpu-worker/ops/cuda/prefill_experts.h"
+
+namespace hearth::worker {
+
+class DeviceExperts {
+ public:
+  // `n_slots` >= 0, plus what streaming needs. ResourceExhausted without the memory.
+  static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(const ModelConfig& config,
+                                                               const SlotLayout& layout,
+                                                               ExpertSource* experts,
+                                                               int64_t n_slots,
+                                                               std::string_view policy);
+  ~DeviceExperts();
+
+  // Device bytes beyond the slots themselves: staging and tables.
+  static uint64_t ExtraBytes(const ModelConfig& config, const SlotLayout& layout);
+
+  // Before a step: enters finished copies, follows a replaced segment, and enqueues the table's
+  // changes on `stream`.
+  absl::Status BeginStep(cudaStream_t stream);
+  // After a step that has ended: its choices [n_layers, n_rows * top_k] (-1: none) go to the books,
+  // and copies start.
+  void EndDecode(std::span<const int32_t> choices, int n_rows, int top_k);
+  void EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k);
+
+  // [E] on the device.
+  const uint8_t* const* Slots(int layer) const { return table_.data() + layer * n_experts_; }
+
+  // For a prefill: lists on the device of a layer's experts that are here, and streams of the
+  // others. PrepareLists must come first, between BeginStep and the step's ops.
+  absl::Status PrepareLists(bool stream_others, cudaStream_t stream);
+  struct List {
+    const PrefillExpert* experts = nullptr;  // device
+    int n = 0;
+  };
+  List Cached(int layer) const;
+  // Streams the layer's other experts group by group and calls `use` for each, on `stream`.
+  template <typename Use>
+  cudaError_t ForEachStreamed(int layer, cudaStream_t stream, const Use& use);
+
+  const SlotLayout& layout() const { return layout_; }
+  ExpertCache& cache() { return *cache_; }
+  uint64_t pcie_bytes() const { return pcie_bytes_; }
+
+ private:
+  DeviceExperts(const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts);
+  struct Flight {
+    std::vector<Admission> admissions;
+    Event done;
+  };
+  static constexpr int kGroup = 32;  // experts of a staging buffer
+  static constexpr int kBuffers = 3;
+
+  uint8_t* SlotAt(int64_t slot) {
+    return pool_.data() + slot * static_cast<int64_t>(layout_.stride);
+  }
+  bool Fits(std::span<const std::byte> packed) const { return FitsSlot(layout_, packed); }
+  void Update(int layer, int expert, const uint8_t* slot);
+  absl::Status FollowSegment();
+  void Fill();
+  void Land(bool wait);
+  void Start(std::vector<Admission> admissions);
+  cudaError_t CopyGroup(int layer, int first, int n, int buffer);
+  std::vector<ExpertUse> UsesOf(std::span<const int32_t> choices, int n_rows, int top_k) const;
+
+  const int n_layers_, n_experts_;
+  std::vector<bool> has_experts_;
+  const SlotLayout layout_;
+  ExpertSource& experts_;
+  std::unique_ptr<ExpertCache> cache_;
+
+  DeviceBuffer<uint8_t> pool_, staging_;
+  DeviceBuffer<const uint8_t*> table_;      // [n_layers, E]
+  std::vector<const uint8_t*> host_table_;  // as table_ will be after the updates
+  std::vector<SlotUpdate> updates_;
+  PinnedBuffer pinned_updates_;
+  DeviceBuffer<PrefillExpert> lists_;  // [n_layers, E]: those here, then those to stream
+  PinnedBuffer pinned_lists_;
+  std::vector<int> n_cached_, n_listed_;  // [n_layers]
+
+  Stream copies_;
+  Event staged_[kBuffers], used_[kBuffers];
+  int next_buffer_ = 0;
+  std::deque<Flight> flights_;
+  uint64_t generation_ = 0;
+  std::span<const std::byte> registered_;
+  uint64_t pcie_bytes_ = 0;
+};
+
+template <typename Use>
+cudaError_t DeviceExperts::ForEachStreamed(int layer, cudaStream_t stream, const Use& use) {
+  const auto l = static_cast<size_t>(layer);
+  for (int first = n_cached_[l]; first < n_listed_[l]; first += kGroup) {
+    const int n = std::min(kGroup, n_listed_[l] - first);
+    const int buffer = next_buffer_;
+    next_buffer_ = (next_buffer_ + 1) % kBuffers;
+    cudaError_t error = CopyGroup(layer, first, n, buffer);
+    if (error == cudaSuccess) error = cudaStreamWaitEvent(stream, staged_[buffer].get());
+    if (error == cudaSuccess) {
+      error = use(List{lists_.data() + int64_t{layer} * n_experts_ + first, n});
+    }
+    if (error == cudaSuccess) error = cudaEventRecord(used_[buffer].get(), stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace hearth::worker

@@ -1,0 +1,82 @@
+#include "services/gpu-worker/engine/cuda/device_state.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "services/gpu-worker/ops/cuda/cuda_status.h"
+
+namespace hearth::worker {
+
+DeviceStateShape DeviceStateShape::Of(const ModelConfig& c) {
+  DeviceStateShape shape;
+  shape.attention_layers = static_cast<int>(
+      std::ranges::count(c.layers, MixerKind::kFullAttention, &LayerConfig::mixer));
+  shape.delta_layers =
+      static_cast<int>(std::ranges::count(c.layers, MixerKind::kDeltaNet, &LayerConfig::mixer));
+  shape.token_values = int64_t{c.n_kv_heads} * c.head_dim;
+  shape.history_floats = int64_t{c.conv_width - 1} * c.conv_channels();
+  shape.recurrent_floats =
+      int64_t{c.linear_value_heads} * c.linear_key_head_dim * c.linear_value_head_dim;
+  return shape;
+}
+
+absl::StatusOr<std::shared_ptr<DeviceState>> DeviceState::Create(const DeviceStateShape& shape) {
+  auto state = std::shared_ptr<DeviceState>(new DeviceState(shape));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(state->kv_.Allocate(shape.KvBytes()),
+                                    absl::StrCat("memory for ", shape.n_pages, " KV pages")));
+  HEARTH_RETURN_IF_ERROR(
+      CudaStatus(state->states_.Allocate(shape.StateBytes() / 4),
+                 absl::StrCat("memory for the states of ", shape.max_sequences, " sequences")));
+  for (int64_t page = shape.n_pages - 1; page >= 0; --page) {
+    state->free_pages_.push_back(static_cast<int32_t>(page));
+  }
+  for (int place = shape.max_sequences - 1; place >= 0; --place) {
+    state->free_places_.push_back(place);
+  }
+  return state;
+}
+
+int32_t DeviceState::TakePage() {
+  HEARTH_CHECK(!free_pages_.empty());
+  const int32_t page = free_pages_.back();
+  free_pages_.pop_back();
+  return page;
+}
+
+int DeviceState::TakePlace() {
+  if (free_places_.empty()) return -1;
+  const int place = free_places_.back();
+  free_places_.pop_back();
+  return place;
+}
+
+namespace {
+uint64_t NextId() {
+  static std::atomic<uint64_t> next{1};
+  return next++;
+}
+}  // namespace
+
+CudaSequence::CudaSequence(std::shared_ptr<DeviceState> state)
+    : state_(std::move(state)), id_(NextId()), place_(state_->TakePlace()) {}
+
+CudaSequence::~CudaSequence() {
+  for (const int32_t page : pages_) state_->ReturnPage(page);
+  if (place_ >= 0) state_->ReturnPlace(place_);
+}
+
+int64_t CudaSequence::PagesNeeded(int64_t n) const {
+  const int64_t page_tokens = state_->shape().page_tokens;
+  const int64_t pages = (n_tokens_ + n + page_tokens - 1) / page_tokens;
+  return std::max<int64_t>(0, pages - static_cast<int64_t>(pages_.size()));
+}
+
+void CudaSequence::Grow(int64_t n) {
+  for (int64_t i = PagesNeeded(n); i > 0; --i) pages_.push_back(state_->TakePage());
+}
+
+}  // namespace hearth::worker

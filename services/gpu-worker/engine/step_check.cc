@@ -1,0 +1,60 @@
+#include "services/gpu-worker/engine/step_check.h"
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace hearth::worker {
+
+absl::Status CheckTokenId(const ModelConfig& config, int32_t id) {
+  if (id >= 0 && id < config.vocab_size) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("token id ", id, " is not in [0, ", config.vocab_size, ")"));
+}
+
+absl::Status CheckStep(const Engine& engine, std::span<const StepItem> items, int64_t max_tokens) {
+  std::set<const SequenceState*> seen;
+  int64_t n_tokens = 0, pages = 0;
+  for (const StepItem& item : items) {
+    if (item.state == nullptr || item.tokens.empty()) {
+      return absl::InvalidArgumentError("a step's item needs a sequence and at least one token");
+    }
+    if (!seen.insert(item.state).second) {
+      return absl::InvalidArgumentError("a sequence may stand in a step once");
+    }
+    for (const int32_t id : item.tokens) {
+      HEARTH_RETURN_IF_ERROR(CheckTokenId(engine.config(), id));
+    }
+    const auto n = static_cast<int64_t>(item.tokens.size());
+    if (item.n_drafts < 0 || item.n_drafts >= n || item.n_drafts > engine.max_drafts()) {
+      return absl::InvalidArgumentError(absl::StrCat(item.n_drafts, " of ", n,
+                                                     " tokens are to be drafts, at most ",
+                                                     engine.max_drafts(), " and not all can be"));
+    }
+    n_tokens += n;
+    pages += engine.PagesNeeded(*item.state, n);
+  }
+  if (n_tokens > max_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(n_tokens, " tokens in a step, the limit is ", max_tokens));
+  }
+  if (pages > engine.pages_free()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the step needs ", pages, " KV pages, ", engine.pages_free(), " are free"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int> DeltaLayerIndex(const ModelConfig& config, int layer) {
+  if (layer < 0 || layer >= config.n_layers ||
+      config.layers[static_cast<size_t>(layer)].mixer != MixerKind::kDeltaNet) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " is no delta-net layer"));
+  }
+  return static_cast<int>(
+      std::count_if(config.layers.begin(), config.layers.begin() + layer,
+                    [](const LayerConfig& other) { return other.mixer == MixerKind::kDeltaNet; }));
+}
+
+}  // namespace hearth::worker

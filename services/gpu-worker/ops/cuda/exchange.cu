@@ -1,0 +1,199 @@
+#include "services/gpu-worker/ops/cuda/exchange.h"
+#include "services/gpu-worker/ops/cuda/launch.cuh"
+#include "services/gpu-worker/ops/cuda/router.cuh"
+
+namespace hearth::worker {
+namespace {
+
+constexpr int kThreads = 256;
+enum Counter { kTicket, kMisses, kHeartbeat, kStepsDone };
+
+__device__ void StoreRelease(uint32_t* at, uint32_t value) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
+}
+__device__ uint32_t LoadAcquire(const uint32_t* at) {
+  uint32_t value;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+  return value;
+}
+__device__ uint64_t Nanoseconds() {
+  uint64_t value;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(value));
+  return value;
+}
+
+// Sends the rows and a ticket where there were misses: the block together, after a barrier.
+__device__ void Ask(const DispatchShape& shape, const Exchange& exchange, const float* h,
+                    int n_misses) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (n_misses > 0) {
+    const int n = shape.n_rows * shape.width / 4;
+    for (int i = thread; i < n; i += kThreads) {
+      reinterpret_cast<float4*>(exchange.h)[i] = reinterpret_cast<const float4*>(h)[i];
+    }
+    __threadfence_system();
+    __syncthreads();
+  }
+  if (thread != 0) return;
+  exchange.counters[kMisses] = static_cast<uint32_t>(n_misses);
+  exchange.request->heartbeat = ++exchange.counters[kHeartbeat];
+  if (n_misses == 0) return;
+  const uint32_t ticket = ++exchange.counters[kTicket];
+  exchange.request->layer = shape.layer;
+  exchange.request->n_rows = shape.n_rows;
+  exchange.request->n_misses = n_misses;
+  StoreRelease(&exchange.request->ticket, ticket);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    DispatchKernel(DispatchShape shape, DispatchInputs in, Exchange exchange, ExpertPlace* places,
+                   uint8_t* is_here, int32_t* choices) {
+  __shared__ int n_misses;
+  const int thread = static_cast<int>(threadIdx.x);
+  JoinChain();
+  if (thread == 0) n_misses = 0;
+  __syncthreads();
+  for (int p = thread; p < shape.n_rows * shape.top_k; p += kThreads) {
+    const bool is_idle = in.positions[p / shape.top_k] < 0;
+    const int32_t expert = in.ids[p];
+    const float weight = in.weights[p];
+    const uint8_t* const slot = is_idle ? nullptr : in.slots[expert];
+    places[p] = {slot, weight};
+    if (choices != nullptr) choices[p] = is_idle ? -1 : expert;
+    if (is_idle || slot != nullptr) continue;
+    exchange.misses[atomicAdd(&n_misses, 1)] = {p, expert, weight};
+  }
+  if (is_here != nullptr) {
+    for (int e = thread; e < in.n_experts; e += kThreads) is_here[e] = in.slots[e] != nullptr;
+  }
+  __syncthreads();
+  Ask(shape, exchange, in.h, n_misses);
+}
+
+// One block; a warp a row.
+template <int kPerLane>
+__global__ void __launch_bounds__(kThreads)
+    RouteAndDispatchKernel(DispatchShape shape, DecodeRouting routing, DispatchInputs in,
+                           Exchange exchange, ExpertPlace* places, int32_t* choices) {
+  __shared__ int n_misses;
+  JoinChain();
+  if (threadIdx.x == 0) n_misses = 0;
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x) / kWarp, k = static_cast<int>(threadIdx.x) % kWarp;
+  const int a_row = shape.top_k + (routing.shared_slot != nullptr ? 1 : 0);
+  if (row < shape.n_rows) {
+    const RouterShape router{shape.n_rows, in.n_experts, shape.top_k};
+    const RoutedPlace chosen =
+        RouteRow<kPerLane>(router, routing.normalise, routing.logits + row * in.n_experts, k);
+    const bool is_idle = in.positions[row] < 0;
+    if (k < shape.top_k) {
+      const int p = row * shape.top_k + k;
+      const int32_t expert = routing.imposed != nullptr ? routing.imposed[p] : chosen.id;
+      const uint8_t* const slot = is_idle ? nullptr : in.slots[expert];
+      routing.ids[p] = expert;
+      routing.weights[p] = chosen.weight;
+      places[row * a_row + k] = {slot, chosen.weight};
+      if (choices != nullptr) choices[p] = is_idle ? -1 : expert;
+      if (!is_idle && slot == nullptr) {
+        exchange.misses[atomicAdd(&n_misses, 1)] = {p, expert, chosen.weight};
+      }
+    } else if (k == shape.top_k && routing.shared_slot != nullptr) {
+      places[row * a_row + k] = {is_idle ? nullptr : routing.shared_slot,
+                                 1 / (1 + expf(-routing.shared_gate[row]))};
+    }
+  }
+  __syncthreads();
+  Ask(shape, exchange, in.h, n_misses);
+}
+
+// One block a row.
+__global__ void __launch_bounds__(kThreads)
+    AwaitKernel(DispatchShape shape, Exchange exchange, float* out) {
+  JoinChain();
+  if (exchange.counters[kMisses] == 0) return;  // of the whole grid
+  if (threadIdx.x == 0) {
+    const uint32_t ticket = exchange.counters[kTicket];
+    const uint64_t start = Nanoseconds();
+    while (LoadAcquire(&exchange.request->answer) != ticket) {
+      if (Nanoseconds() - start < kAwaitNanoseconds) continue;
+      exchange.request->failed = 1;
+      break;
+    }
+  }
+  __syncthreads();
+  const int n = shape.width / 4;
+  const auto* sums = reinterpret_cast<const float4*>(exchange.sums) + int64_t{blockIdx.x} * n;
+  auto* to = reinterpret_cast<float4*>(out) + int64_t{blockIdx.x} * n;
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) {
+    const float4 sum = __ldcv(sums + i);
+    float4 v = to[i];
+    v.x += sum.x, v.y += sum.y, v.z += sum.z, v.w += sum.w;
+    to[i] = v;
+  }
+}
+
+__global__ void FinishKernel(Exchange exchange) {
+  JoinChain();
+  __threadfence_system();
+  StoreRelease(&exchange.request->steps_done, ++exchange.counters[kStepsDone]);
+}
+
+__global__ void UpdateKernel(const SlotUpdate* updates, int n, const uint8_t** table) {
+  JoinChain();
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < n) table[updates[i].index] = updates[i].slot;
+}
+
+}  // namespace
+
+cudaError_t DispatchExpertsCuda(const DispatchShape& shape, const DispatchInputs& in,
+                                const Exchange& exchange, ExpertPlace* places, uint8_t* is_here,
+                                int32_t* choices, cudaStream_t stream) {
+  if (shape.n_rows < 0 || shape.top_k < 1 || shape.width % 4 != 0) return cudaErrorInvalidValue;
+  if (shape.n_rows == 0) return cudaSuccess;
+  return Launch(DispatchKernel, {.grid = dim3(1), .threads = kThreads, .stream = stream}, shape, in,
+                exchange, places, is_here, choices);
+}
+
+cudaError_t RouteAndDispatchCuda(const DispatchShape& shape, const DecodeRouting& routing,
+                                 const DispatchInputs& in, const Exchange& exchange,
+                                 ExpertPlace* places, int32_t* choices, cudaStream_t stream) {
+  const int places_a_row = shape.top_k + (routing.shared_slot != nullptr ? 1 : 0);
+  if (shape.n_rows < 0 || shape.n_rows > kThreads / kWarp || shape.width % 4 != 0 ||
+      in.n_experts < 1 || in.n_experts > 32 * kWarp || shape.top_k < 1 || places_a_row > kWarp ||
+      shape.top_k > in.n_experts) {
+    return cudaErrorInvalidValue;
+  }
+  if (shape.n_rows == 0) return cudaSuccess;
+  auto* const kernel = in.n_experts <= 4 * kWarp    ? RouteAndDispatchKernel<4>
+                       : in.n_experts <= 16 * kWarp ? RouteAndDispatchKernel<16>
+                                                    : RouteAndDispatchKernel<32>;
+  return Launch(kernel, {.grid = dim3(1), .threads = kThreads, .stream = stream}, shape, routing,
+                in, exchange, places, choices);
+}
+
+cudaError_t AwaitExpertsCuda(const DispatchShape& shape, const Exchange& exchange, float* out,
+                             cudaStream_t stream) {
+  if (shape.n_rows < 0 || shape.width % 4 != 0) return cudaErrorInvalidValue;
+  if (shape.n_rows == 0) return cudaSuccess;
+  return Launch(
+      AwaitKernel,
+      {.grid = dim3(static_cast<unsigned>(shape.n_rows)), .threads = kThreads, .stream = stream},
+      shape, exchange, out);
+}
+
+cudaError_t FinishStepCuda(const Exchange& exchange, cudaStream_t stream) {
+  return Launch(FinishKernel, {.grid = dim3(1), .threads = 1, .stream = stream}, exchange);
+}
+
+cudaError_t UpdateSlotsCuda(const SlotUpdate* updates, int n, const uint8_t** table,
+                            cudaStream_t stream) {
+  if (n < 0) return cudaErrorInvalidValue;
+  if (n == 0) return cudaSuccess;
+  return Launch(
+      UpdateKernel,
+      {.grid = dim3(static_cast<unsigned>((n + 63) / 64)), .threads = 64, .stream = stream},
+      updates, n, table);
+}
+
+}  // namespace hearth::worker
