@@ -23,18 +23,24 @@ absl::Status CheckLogits(std::span<const float> logits) {
   return absl::OkStatus();
 }
 
+bool HasPenalties(const SamplingParams& params) {
+  return params.repetition_penalty != 1 || params.frequency_penalty != 0 ||
+         params.presence_penalty != 0;
+}
+
+float Penalised(const SamplingParams& params, int times, float logit) {
+  logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+  if (times == 0) return logit;
+  return logit - (params.frequency_penalty * static_cast<float>(times) + params.presence_penalty);
+}
+
 void ApplyBiasAndPenalties(const SamplingParams& params, const TokenCounts& counts,
                            std::span<float> logits) {
   for (const auto& [id, bias] : params.logit_bias) logits[static_cast<size_t>(id)] += bias;
-  if (params.repetition_penalty == 1 && params.frequency_penalty == 0 &&
-      params.presence_penalty == 0) {
-    return;
-  }
+  if (!HasPenalties(params)) return;
   for (const auto& [id, times] : counts.seen()) {
     float& logit = logits[static_cast<size_t>(id)];
-    logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
-    if (times == 0) continue;
-    logit -= params.frequency_penalty * static_cast<float>(times) + params.presence_penalty;
+    logit = Penalised(params, times, logit);
   }
 }
 

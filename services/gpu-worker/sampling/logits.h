@@ -18,6 +18,11 @@ absl::Status CheckLogits(std::span<const float> logits);
 void ApplyBiasAndPenalties(const SamplingParams& params, const TokenCounts& counts,
                            std::span<float> logits);
 
+// Whether there are any, and what they make of the logit of a token that was seen, `times` of them
+// in the output.
+bool HasPenalties(const SamplingParams& params);
+float Penalised(const SamplingParams& params, int times, float logit);
+
 // The lowest index of the largest value.
 int32_t ArgMax(std::span<const float> logits);
 

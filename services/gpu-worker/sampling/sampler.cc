@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "common/base/status_macros.h"
+#include "services/gpu-worker/sampling/draw.h"
 #include "services/gpu-worker/sampling/logits.h"
 #include "services/gpu-worker/sampling/random.h"
 
@@ -19,45 +20,6 @@ std::vector<Candidate> AboveMinP(std::span<const float> row, float min_p) {
     if (row[i] >= least) kept.push_back({static_cast<int32_t>(i), row[i]});
   }
   return kept;
-}
-
-// Orders only as many as the nucleus takes: a whole vocabulary is never sorted.
-void KeepTopP(float top_p, std::vector<Candidate>& candidates) {
-  const float best =
-      std::max_element(candidates.begin(), candidates.end(),
-                       [](const Candidate& a, const Candidate& b) { return RanksBefore(b, a); })
-          ->logit;
-  double total = 0;
-  for (const Candidate& candidate : candidates) total += std::exp(candidate.logit - best);
-
-  const auto ranks_after = [](const Candidate& a, const Candidate& b) { return RanksBefore(b, a); };
-  std::make_heap(candidates.begin(), candidates.end(), ranks_after);
-  auto heap_end = candidates.end();
-  double sum = 0;
-  do {
-    std::pop_heap(candidates.begin(), heap_end, ranks_after);
-    --heap_end;
-    sum += std::exp(heap_end->logit - best);
-  } while (sum < top_p * total && heap_end != candidates.begin());
-  candidates.erase(candidates.begin(), heap_end);
-}
-
-// The token at `uniform` of the candidates' total weight.
-int32_t Pick(const std::vector<Candidate>& candidates, double uniform) {
-  float best = candidates.front().logit;
-  for (const Candidate& candidate : candidates) best = std::max(best, candidate.logit);
-  double total = 0;
-  for (const Candidate& candidate : candidates) total += std::exp(candidate.logit - best);
-  double left = uniform * total;
-  int32_t last_possible = candidates.front().id;
-  for (const Candidate& candidate : candidates) {
-    const double weight = std::exp(candidate.logit - best);
-    if (weight == 0) continue;
-    last_possible = candidate.id;
-    if (left < weight) return candidate.id;
-    left -= weight;
-  }
-  return last_possible;  // rounding left a sliver at the end
 }
 
 std::vector<TokenLogprob> TopLogprobs(std::span<const float> logits, int n, double log_sum) {

@@ -1,0 +1,179 @@
+#include "services/gpu-worker/sampling/top_sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "common/testing/status_matchers.h"
+#include "services/gpu-worker/sampling/logits.h"
+#include "services/gpu-worker/sampling/sampler.h"
+
+namespace hearth::worker {
+namespace {
+
+// What the device makes of a row, with its sum off by `error`.
+TopLogitsRow TopOf(std::span<const float> logits, float temperature, double error = 0) {
+  TopLogitsRow top{};
+  top.temperature = temperature == 0 ? 1 : temperature;
+  const auto ranked = TopRanked(logits, kTopLogits);
+  top.n = static_cast<int32_t>(ranked.size());
+  for (size_t i = 0; i < ranked.size(); ++i) {
+    top.ids[i] = ranked[i].id, top.logits[i] = ranked[i].logit;
+  }
+  double sum = 0;
+  for (const float logit : logits) {
+    sum += std::exp((double{logit} - ranked[0].logit) / top.temperature);
+  }
+  top.weight_sum = static_cast<float>(sum * (1 + error));
+  return top;
+}
+
+struct Outcome {
+  int n_answered = 0;
+  int n_asked = 0;
+};
+
+// Both samplers for many positions: every answer must be the sampler's.
+void Compare(const SamplingParams& params, const TokenCounts& counts,
+             const std::vector<float>& logits, Outcome* outcome) {
+  Sampler sampler;
+  for (const double error : {-0.9 * kWeightSumError, 0.0, 0.9 * kWeightSumError}) {
+    const TopLogitsRow top = TopOf(logits, params.temperature, error);
+    for (uint64_t position = 0; position < 20; ++position) {
+      const auto got =
+          SampleFromTop(params, counts, position, static_cast<int>(logits.size()), top);
+      ++outcome->n_asked;
+      if (!got.has_value()) continue;
+      ++outcome->n_answered;
+      const auto want = sampler.Sample(params, counts, position, logits);
+      ASSERT_OK(want);
+      ASSERT_EQ(*got, want->id) << "position " << position << ", top_k " << params.top_k
+                                << ", top_p " << params.top_p << ", min_p " << params.min_p;
+    }
+  }
+}
+
+class RandomRows {
+ public:
+  explicit RandomRows(uint32_t seed) : random_(seed) {}
+
+  // Some are whole numbers, so that many tie; some are as peaked as a model's.
+  std::vector<float> Logits() {
+    static constexpr int kSizes[] = {3, 256, 257, 1000, 5000};
+    std::vector<float> logits(static_cast<size_t>(kSizes[Below(5)]));
+    std::normal_distribution<float> normal(0, 1.f + static_cast<float>(Below(5)));
+    const bool is_whole = Below(4) == 0;
+    for (float& logit : logits) logit = is_whole ? std::round(normal(random_)) : normal(random_);
+    if (Below(4) == 0) logits[Below(logits.size())] = -std::numeric_limits<float>::infinity();
+    return logits;
+  }
+
+  SamplingParams Params() {
+    SamplingParams params;
+    params.seed = random_();
+    params.temperature = Of({0.f, 0.2f, 0.7f, 1.f, 1.5f});
+    params.top_k = Below(2) == 0 ? 0 : 1 + static_cast<int>(Below(300));
+    params.top_p = Of({1.f, 0.3f, 0.8f, 0.95f});
+    params.min_p = Of({0.f, 0.f, 0.05f, 0.3f, 1.f});
+    if (Below(3) == 0) params.repetition_penalty = Of({1.f, 1.1f, 2.f, 0.9f});
+    if (Below(3) == 0) params.presence_penalty = Of({0.5f, 2.f, -1.f});
+    if (Below(3) == 0) params.frequency_penalty = Of({0.1f, 1.f, -0.1f});
+    if (Below(4) == 0) params.logit_bias = {{0, Of({-1.f, -100.f, 3.f})}, {2, -0.5f}};
+    return params;
+  }
+
+  TokenCounts Counts(const std::vector<float>& logits) {
+    TokenCounts counts;
+    for (const Candidate& candidate : TopRanked(logits, 40)) {
+      if (Below(3) == 0) counts.AddOutput(candidate.id);
+      if (Below(3) == 0) counts.AddPrompt({{candidate.id}});
+    }
+    for (int i = 0; i < 20; ++i) counts.AddOutput(static_cast<int32_t>(Below(logits.size())));
+    return counts;
+  }
+
+ private:
+  size_t Below(size_t n) { return random_() % n; }
+  float Of(std::initializer_list<float> values) { return values.begin()[Below(values.size())]; }
+
+  std::mt19937 random_;
+};
+
+TEST(TopSampler, EveryAnswerIsTheSamplersOnTheWholeRow) {
+  RandomRows random(7);
+  Outcome outcome;
+  for (int i = 0; i < 3000; ++i) {
+    const std::vector<float> logits = random.Logits();
+    const TokenCounts counts = random.Counts(logits);
+    ASSERT_NO_FATAL_FAILURE(Compare(random.Params(), counts, logits, &outcome)) << "row " << i;
+  }
+  EXPECT_GT(outcome.n_answered, outcome.n_asked / 3);
+  EXPECT_LT(outcome.n_answered, outcome.n_asked);
+}
+
+TEST(TopSampler, AnswersWhatRequestsUsuallyAskFor) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal(0, 2);
+  std::vector<float> logits(20000);
+  for (float& logit : logits) logit = normal(random);
+  for (int i = 0; i < 50; ++i) logits[random() % logits.size()] += 8;  // what a model is sure of
+  TokenCounts counts;
+  for (const Candidate& candidate : TopRanked(logits, 10)) counts.AddOutput(candidate.id);
+  const SamplingParams usual[] = {
+      {.temperature = 0},
+      {.temperature = 0, .repetition_penalty = 1.2f},
+      {.temperature = 0.7f, .top_k = 20, .top_p = 0.8f},
+      {.temperature = 0.6f, .top_k = 20, .top_p = 0.95f, .presence_penalty = 1.5f},
+      {.temperature = 1, .min_p = 0.05f},
+      {.temperature = 0.5f, .top_p = 0.7f},
+      {.temperature = 0.8f, .top_k = 40, .logit_bias = {{5, -100.f}}}};
+  for (const SamplingParams& params : usual) {
+    Outcome outcome;
+    ASSERT_NO_FATAL_FAILURE(Compare(params, counts, logits, &outcome));
+    EXPECT_EQ(outcome.n_answered, outcome.n_asked)
+        << "temperature " << params.temperature << ", top_p " << params.top_p;
+  }
+}
+
+TEST(TopSampler, LeavesToTheWholeRowWhatItCannotKnow) {
+  std::vector<float> logits(1000);
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = -0.01f * static_cast<float>(i);
+  const auto asks_for_all = [&](const SamplingParams& params, const TokenCounts& counts = {}) {
+    return !SampleFromTop(params, counts, 0, 1000, TopOf(logits, params.temperature)).has_value();
+  };
+  EXPECT_FALSE(asks_for_all({.temperature = 0}));
+  EXPECT_TRUE(asks_for_all({.temperature = 0, .logprobs = 0}));
+  EXPECT_TRUE(asks_for_all({.temperature = 0, .logit_bias = {{999, 1.f}}}));
+  EXPECT_TRUE(asks_for_all({.temperature = 0, .repetition_penalty = 0.9f}));
+  EXPECT_TRUE(asks_for_all({}));                // draws from all
+  EXPECT_TRUE(asks_for_all({.top_p = 0.99f}));  // a nucleus of more than 256
+  EXPECT_FALSE(asks_for_all({.top_p = 0.5f}));
+  EXPECT_FALSE(asks_for_all({.top_k = 255}));
+  EXPECT_TRUE(asks_for_all({.top_k = 256}));  // others may tie with the last
+  EXPECT_TRUE(asks_for_all({.min_p = 0.01f}));
+  EXPECT_FALSE(asks_for_all({.min_p = 0.2f}));
+  EXPECT_TRUE(asks_for_all({.top_p = 0.5f, .presence_penalty = 1}));
+
+  // Ties with what is not there, also those that only the temperature's rounding makes.
+  std::fill(logits.begin(), logits.end(), 1.f);
+  EXPECT_TRUE(asks_for_all({.temperature = 0}));
+  EXPECT_TRUE(asks_for_all({.top_k = 3}));
+  TokenCounts counts;
+  for (int32_t id = 0; id < 300; ++id) counts.AddOutput(id);
+  logits[0] = 2;
+  EXPECT_TRUE(asks_for_all({.temperature = 0, .presence_penalty = 3}, counts));
+
+  // A nucleus that ends within the error of the sum.
+  const std::vector<float> even = {std::log(0.5f), std::log(0.25f), std::log(0.25f)};
+  EXPECT_FALSE(SampleFromTop({.top_p = 0.5f}, {}, 0, 3, TopOf(even, 1)).has_value());
+  EXPECT_TRUE(SampleFromTop({.top_p = 0.6f}, {}, 0, 3, TopOf(even, 1)).has_value());
+
+  TopLogitsRow flagged = TopOf(logits, 1);
+  flagged.flags = TopLogitsRow::kCrowded;
+  EXPECT_FALSE(SampleFromTop({.temperature = 0}, {}, 0, 1000, flagged).has_value());
+}
+
+}  // namespace
+}  // namespace hearth::worker
