@@ -56,7 +56,8 @@ struct LaunchShape {
 template <typename... Params>
 cudaError_t Launch(void (*kernel)(Params...), const LaunchShape& shape,
                    const std::type_identity_t<Params>&... params) {
-  constexpr size_t kWithoutAsking = 48 << 10;
+  // 48 KiB need no asking, but what a kernel declares counts too.
+  constexpr size_t kWithoutAsking = 16 << 10;
   if (shape.shared_bytes > kWithoutAsking) {
     const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
