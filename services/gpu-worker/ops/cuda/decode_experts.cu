@@ -13,6 +13,7 @@ struct Args {
   DecodeLevels levels;
   const ExpertPlace* places;
   const float* h;
+  RoundedRows rounded;  // h, if there
   float* act;
   float* out;
 };
@@ -28,8 +29,7 @@ __device__ inline float FactorOf(const uint8_t* slot, const SlotMatrix& matrix, 
 
 constexpr int kGateWarps = 8, kGateSplit = kGateWarps / 2;  // half of them take gate, half up
 constexpr int kGateThreads = kGateWarps * kWarp;
-constexpr int kGateDepth = 8;  // all tiles of a warp at width 2048
-using GatePipe = TilePipe<4, kGateDepth>;
+constexpr int kGateDepth = 4;  // tiles under way a warp
 constexpr int kMaxPlaces = kMmaRows * kMaxTopK;
 
 // Which places of all have one expert: a bit each.
@@ -70,7 +70,8 @@ __device__ int Members(const SameExpert& same, int n_places, int place, int* mem
 
 // One block: 16 outputs of gate and of up of one expert, for the places that it serves. The warps
 // of a matrix take the strip's tiles in turn.
-__global__ void __launch_bounds__(kGateThreads, 5) GateUp(const __grid_constant__ Args args) {
+template <bool kIsOne>
+__global__ void __launch_bounds__(kGateThreads, 4) GateUp(const __grid_constant__ Args args) {
   extern __shared__ __align__(16) uint8_t shared[];
   __shared__ float partial[kGateWarps][kMmaRows][kRowsATile];
   __shared__ SameExpert same;
@@ -87,7 +88,7 @@ __global__ void __launch_bounds__(kGateThreads, 5) GateUp(const __grid_constant_
   JoinChain();
   const uint8_t* slot = SlotOf(args.places[place]);
   int n_members = 1;
-  if (shape.n_rows > 1) {
+  if constexpr (!kIsOne) {
     FindSame(args, slot, &same);
     if (slot == nullptr) return;  // the whole block
     __syncthreads();              // orders `same` before its readers
@@ -99,31 +100,39 @@ __global__ void __launch_bounds__(kGateThreads, 5) GateUp(const __grid_constant_
   }
 
   // Stage 2: the first weights are under way while the rows of h are rounded.
-  GatePipe pipe(shared + warp * GatePipe::kBytes, lane);
-  const auto ask = [&](int tile) {
-    const int64_t at = int64_t{strip} * n_tiles + tile;
-    pipe.Ask(tile < n_tiles ? slot + matrix.data + at * MmaTile<4>::kBytes : nullptr,
-             reinterpret_cast<const uint16_t*>(slot + matrix.scales) + at * kRowsATile);
+  const int64_t first_at = int64_t{strip} * n_tiles;
+  const uint8_t* const codes = slot + matrix.data + first_at * MmaTile<4>::kBytes + LaneCodes(lane);
+  const uint8_t* const scales = slot + matrix.scales + first_at * kScaleBytes + LaneScales(lane);
+  MmaTile<4> raw[kGateDepth];
+  const auto load = [&](int tile, MmaTile<4>& to) {
+    LoadMmaTile(codes + tile * MmaTile<4>::kBytes, scales + tile * kScaleBytes, tile < n_tiles, to);
   };
-  for (int d = 0; d < kGateDepth; ++d) ask(first_tile + d * kGateSplit);
-  __syncthreads();  // orders `members` before its readers
-  const StagedRows x = StagedIn(shared + kGateWarps * GatePipe::kBytes, n_members, shape.width);
-  StageRounded<4>(
-      n_members, shape.width,
-      [&](int member, int column) {
-        const int64_t row = members[member] / shape.top_k;
-        return *reinterpret_cast<const float4*>(args.h + row * shape.width + column);
-      },
-      [](int, int) { return 1.f; }, x);
+#pragma unroll
+  for (int d = 0; d < kGateDepth; ++d) load(first_tile + d * kGateSplit, raw[d]);
+  if constexpr (!kIsOne) __syncthreads();  // orders `members` before its readers
+  const auto row_of = [&](int member) { return kIsOne ? 0 : members[member] / shape.top_k; };
+  const StagedRows x = StagedIn(shared, n_members, shape.width);
+  if (args.rounded.words != nullptr) {
+    StageCopies(n_members, shape.width, args.rounded, row_of, x);
+  } else {
+    StageRounded<4>(
+        n_members, shape.width,
+        [&](int member, int column) {
+          return *reinterpret_cast<const float4*>(args.h + int64_t{row_of(member)} * shape.width +
+                                                  column);
+        },
+        [](int) { return 1.f; }, x);
+  }
   const MmaLane mine(lane, n_members);
+  const DecodeLevels levels = args.levels;
   __syncthreads();  // orders x before its readers
 
   // Stage 3: the warp's tiles.
   MmaSums sums;
-  for (int tile = first_tile; tile < n_tiles; tile += kGateSplit) {
-    const MmaTile<4> weights = pipe.Take();
-    ask(tile + kGateDepth * kGateSplit);
-    AddMmaTile(weights, args.levels, x, tile, n_members, mine, sums);
+  for (int first = first_tile; first < n_tiles; first += kGateDepth * kGateSplit) {
+    AddMmaTiles<kIsOne>(
+        raw, levels, x, first, kGateSplit, n_tiles, n_members, mine, sums,
+        [&](int d, MmaTile<4>& to) { load(first + (kGateDepth + d) * kGateSplit, to); });
   }
   StoreSums(sums, lane, n_members, partial[warp]);
   __syncthreads();  // orders `partial` before its readers
@@ -144,17 +153,16 @@ __global__ void __launch_bounds__(kGateThreads, 5) GateUp(const __grid_constant_
 }
 
 constexpr int kDownWarps = 16, kDownThreads = kDownWarps * kWarp;
-constexpr int kDownDepth = 6;  // all tiles of a warp for eleven experts of 512
-using DownPipe = TilePipe<4, kDownDepth>;
 
 // One tile of a row's experts: null where the expert is not here.
 struct Unit {
   const uint8_t* codes;
-  const uint16_t* scales;
+  const uint8_t* scales;
 };
 
 // One block: 16 outputs of one row. The warps take the tiles of all the row's experts in turn and
-// add them up as they come, each times its expert's weight.
+// add them up as they come, each times its expert's weight. kDepth tiles are under way a warp.
+template <int kDepth>
 __global__ void __launch_bounds__(kDownThreads, 2) Down(const __grid_constant__ Args args) {
   extern __shared__ __align__(16) uint8_t shared[];
   __shared__ float partial[kDownWarps][kMmaRows][kRowsATile];
@@ -167,7 +175,7 @@ __global__ void __launch_bounds__(kDownThreads, 2) Down(const __grid_constant__ 
   const ExpertPlace* places = args.places + row * shape.top_k;
   const int n_tiles = shape.inner / kColumnsATile, n_units = shape.top_k * n_tiles;
   const int n_act = shape.top_k * shape.inner;
-  auto* const units = reinterpret_cast<Unit*>(shared + kDownWarps * DownPipe::kBytes);
+  auto* const units = reinterpret_cast<Unit*>(shared);
   const StagedRows x = StagedIn(units + n_units, 1, n_act);
 
   // Stage 1: where the row's tiles are. The places were there before the kernel that this one
@@ -176,7 +184,7 @@ __global__ void __launch_bounds__(kDownThreads, 2) Down(const __grid_constant__ 
     const uint8_t* slot = SlotOf(places[u / n_tiles]);
     const int64_t at = int64_t{strip} * n_tiles + u % n_tiles;
     units[u] = {slot == nullptr ? nullptr : slot + shape.down.data + at * MmaTile<4>::kBytes,
-                reinterpret_cast<const uint16_t*>(slot + shape.down.scales) + at * kRowsATile};
+                slot + shape.down.scales + at * kScaleBytes};
   }
   const int k = static_cast<int>(threadIdx.x);
   if (k < shape.top_k) {
@@ -188,12 +196,14 @@ __global__ void __launch_bounds__(kDownThreads, 2) Down(const __grid_constant__ 
   __syncthreads();  // orders units and weights before their readers
 
   // Stage 2: the first weights are under way while act is waited for and rounded.
-  DownPipe pipe(shared + warp * DownPipe::kBytes, lane);
-  const auto ask = [&](int unit) {
+  const int lane_codes = LaneCodes(lane), lane_scales = LaneScales(lane);
+  MmaTile<4> raw[kDepth];
+  const auto load = [&](int unit, MmaTile<4>& to) {
     const Unit at = unit < n_units ? units[unit] : Unit{nullptr, nullptr};
-    pipe.Ask(at.codes, at.scales);
+    LoadMmaTile(at.codes + lane_codes, at.scales + lane_scales, at.codes != nullptr, to);
   };
-  for (int d = 0; d < kDownDepth; ++d) ask(warp + d * kDownWarps);
+#pragma unroll
+  for (int d = 0; d < kDepth; ++d) load(warp + d * kDownWarps, raw[d]);
   JoinChain();
   const float* act = args.act + int64_t{row} * n_act;
   StageRounded<4>(
@@ -204,17 +214,16 @@ __global__ void __launch_bounds__(kDownThreads, 2) Down(const __grid_constant__ 
                    ? make_float4(0.f, 0.f, 0.f, 0.f)
                    : *reinterpret_cast<const float4*>(act + column);
       },
-      [&](int, int unit) { return weights[unit / n_tiles]; }, x);
+      [&](int unit) { return weights[unit / n_tiles]; }, x);
   const MmaLane mine(lane, 1);
+  const DecodeLevels levels = args.levels;
   __syncthreads();  // orders x before its readers
 
   // Stage 3: the warp's tiles.
   MmaSums sums;
-  for (int unit = warp; unit < n_units; unit += kDownWarps) {
-    const MmaTile<4> tile = pipe.Take();
-    ask(unit + kDownDepth * kDownWarps);
-    if (units[unit].codes == nullptr) continue;
-    AddMmaTile(tile, args.levels, x, unit, 1, mine, sums);
+  for (int first = warp; first < n_units; first += kDepth * kDownWarps) {
+    AddMmaTiles<true>(raw, levels, x, first, kDownWarps, n_units, 1, mine, sums,
+                      [&](int d, MmaTile<4>& to) { load(first + (kDepth + d) * kDownWarps, to); });
   }
   StoreSums(sums, lane, 1, partial[warp]);
   __syncthreads();  // orders `partial` before its readers
@@ -235,30 +244,29 @@ bool IsValid(const ExpertsShape& shape) {
 }  // namespace
 
 cudaError_t DecodeExpertsCuda(const ExpertsShape& shape, const DecodeLevels& levels,
-                              const ExpertPlace* places, const float* h, float* act, float* out,
-                              cudaStream_t stream) {
+                              const ExpertPlace* places, const float* h, const RoundedRows& rounded,
+                              float* act, float* out, cudaStream_t stream) {
   if (!IsValid(shape)) return cudaErrorInvalidValue;
   if (shape.n_rows == 0) return cudaSuccess;
-  const Args args = {shape, levels, places, h, act, out};
+  const Args args = {shape, levels, places, h, rounded, act, out};
   const auto strips = [](int n) { return static_cast<unsigned>(n / kRowsATile); };
   const int n_places = shape.n_rows * shape.top_k;
   // A place may repeat an expert of its row: more members than rows.
   const int most_members = shape.n_rows == 1 ? 1 : n_places < kMmaRows ? n_places : kMmaRows;
   const cudaError_t error =
-      Launch(GateUp,
+      Launch(shape.n_rows == 1 ? GateUp<true> : GateUp<false>,
              {.grid = dim3(strips(shape.inner), static_cast<unsigned>(n_places)),
               .threads = kGateThreads,
-              .shared_bytes = static_cast<size_t>(kGateWarps * GatePipe::kBytes +
-                                                  StagedBytes(most_members, shape.width)),
+              .shared_bytes = static_cast<size_t>(StagedBytes(most_members, shape.width)),
               .stream = stream},
              args);
   if (error != cudaSuccess) return error;
   const int64_t n_act = int64_t{shape.top_k} * shape.inner;
-  return Launch(Down,
+  // All tiles of a row at once, for ten or eleven experts of 512.
+  return Launch(n_act <= 5 * kDownWarps * kColumnsATile ? Down<5> : Down<6>,
                 {.grid = dim3(strips(shape.width), static_cast<unsigned>(shape.n_rows)),
                  .threads = kDownThreads,
-                 .shared_bytes = static_cast<size_t>(kDownWarps * DownPipe::kBytes +
-                                                     n_act / kColumnsATile * sizeof(Unit) +
+                 .shared_bytes = static_cast<size_t>(n_act / kColumnsATile * sizeof(Unit) +
                                                      StagedBytes(1, n_act)),
                  .stream = stream},
                 args);

@@ -16,12 +16,19 @@
 
 #include "services/gpu-worker/ops/cuda/decode_levels.h"
 #include "services/gpu-worker/ops/cuda/experts.h"
+#include "services/gpu-worker/ops/cuda/rounded_rows.h"
 
 namespace hearth::worker {
 
-// shape.levels is not read. cudaErrorInvalidValue where a requirement is not met.
+// shape.levels is not read. `rounded` is h as the kernel that made h rounded it, if it did (see
+// decode_linear.h). cudaErrorInvalidValue where a requirement is not met.
 cudaError_t DecodeExpertsCuda(const ExpertsShape& shape, const DecodeLevels& levels,
-                              const ExpertPlace* places, const float* h, float* act, float* out,
-                              cudaStream_t stream);
+                              const ExpertPlace* places, const float* h, const RoundedRows& rounded,
+                              float* act, float* out, cudaStream_t stream);
+inline cudaError_t DecodeExpertsCuda(const ExpertsShape& shape, const DecodeLevels& levels,
+                                     const ExpertPlace* places, const float* h, float* act,
+                                     float* out, cudaStream_t stream) {
+  return DecodeExpertsCuda(shape, levels, places, h, {}, act, out, stream);
+}
 
 }  // namespace hearth::worker

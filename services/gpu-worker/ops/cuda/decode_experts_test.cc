@@ -7,6 +7,8 @@
 
 #include "services/gpu-worker/ops/cuda/cuda_testing.h"
 #include "services/gpu-worker/ops/cuda/experts_testing.h"
+#include "services/gpu-worker/ops/cuda/norm_cuda.h"
+#include "services/gpu-worker/ops/cuda/rounded_testing.h"
 
 namespace hearth::worker {
 namespace {
@@ -107,6 +109,32 @@ TEST_F(DecodeExpertsTest, ARowsBitsDoNotDependOnItsBatch) {
       const Floats one = Compute(slots, 1, kTopK, choice, t, h).out;
       EXPECT_TRUE(std::equal(one.begin(), one.end() - 1, all.begin() + t * kWidth)) << t;
     }
+  }
+}
+
+TEST_F(DecodeExpertsTest, RowsThatCameRoundedGiveTheSameBits) {
+  constexpr int kTopK = 10, kWidth = 512;
+  Slots slots(7, kWidth, 128);
+  for (const int n_rows : {1, 5}) {
+    auto x = ToDevice(RandomFloats(n_rows * kWidth, 8));
+    const auto weight = ToDevice(RandomFloats(kWidth, 9));
+    auto h = Poisoned<float>(n_rows * kWidth);
+    RoundedBuffer rounded(n_rows, kWidth);
+    HEARTH_EXPECT_CUDA(AddRmsNormCuda(n_rows, kWidth, x.data(), {}, weight.data(), 1e-6f, h.data(),
+                                      rounded.rows(), nullptr));
+    ExpertsShape shape = slots.shape;
+    shape.n_rows = n_rows, shape.top_k = kTopK;
+    const Choice choice = Choose(n_rows, kTopK, 7, true);
+    const auto places = ToDevice(PlacesOf(slots, n_rows, kTopK, choice, 0));
+    const auto levels = MakeDecodeLevels(slots.experts[0]->gate.ref.levels).value();
+    const auto compute = [&](const RoundedRows& with) {
+      auto act = Poisoned<float>(int64_t{n_rows} * kTopK * shape.inner);
+      auto out = Poisoned<float>(int64_t{n_rows} * kWidth);
+      HEARTH_EXPECT_CUDA(DecodeExpertsCuda(shape, levels, places.data(), h.data(), with, act.data(),
+                                           out.data(), nullptr));
+      return ToHost(out);
+    };
+    EXPECT_EQ(compute(rounded.rows()), compute({}));
   }
 }
 

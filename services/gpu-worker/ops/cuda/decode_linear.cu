@@ -43,6 +43,7 @@ struct Args {
   int n_rows;
   int in;
   const float* x;
+  RoundedRows rounded;  // of 4-bit ones, if there
 };
 
 using Partial = float[kWarps][kMmaRows][kWidth];
@@ -63,7 +64,7 @@ __device__ void WriteSums(const Args& args, const Job& job, int64_t group, int w
 
 // The warps of a strip take its tiles in turn. What a warp asks for runs ahead of what it takes,
 // also across groups.
-template <int kBits>
+template <int kBits, bool kIsOne>
 __device__ void TiledJob(const Args& args, const Job& job, uint8_t* shared, Partial& partial) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -87,12 +88,17 @@ __device__ void TiledJob(const Args& args, const Job& job, uint8_t* shared, Part
   for (int d = 0; d < kDepth; ++d) ask();
   JoinChain();
   const StagedRows x = StagedIn(shared + kWarps * kRingBytes, args.n_rows, args.in);
-  StageRounded<kBits>(
-      args.n_rows, args.in,
-      [&](int row, int column) {
-        return *reinterpret_cast<const float4*>(args.x + int64_t{row} * args.in + column);
-      },
-      [](int, int) { return 1.f; }, x);
+  if (kBits == 4 && args.rounded.words != nullptr) {
+    StageCopies(
+        args.n_rows, args.in, args.rounded, [](int row) { return row; }, x);
+  } else {
+    StageRounded<kBits>(
+        args.n_rows, args.in,
+        [&](int row, int column) {
+          return *reinterpret_cast<const float4*>(args.x + int64_t{row} * args.in + column);
+        },
+        [](int) { return 1.f; }, x);
+  }
   const MmaLane mine(lane, args.n_rows);
   const DecodeLevels levels = job.levels;
   __syncthreads();  // orders x before its readers
@@ -104,7 +110,7 @@ __device__ void TiledJob(const Args& args, const Job& job, uint8_t* shared, Part
     for (int tile = first_tile; tile < n_tiles; tile += split) {
       const MmaTile<kBits> weights = pipe.Take();
       ask();
-      AddMmaTile(weights, levels, x, tile, args.n_rows, mine, sums);
+      AddMmaTile<kIsOne>(weights, levels, x, tile, args.n_rows, mine, sums);
     }
     // Stage 3: sums over warps.
     StoreSums(sums, lane, args.n_rows, partial[warp]);
@@ -219,9 +225,9 @@ __global__ void __launch_bounds__(kThreads, 2) DecodeLinears(const __grid_consta
   while (j + 1 < args.n_jobs && static_cast<int>(blockIdx.x) >= args.jobs[j + 1].first_block) ++j;
   const Job& job = args.jobs[j];
   if (job.kind == DecodeKind::kTiled4) {
-    TiledJob<4>(args, job, shared, partial);
+    TiledJob<4, kRows == 1>(args, job, shared, partial);
   } else if (job.kind == DecodeKind::kTiled8) {
-    TiledJob<8>(args, job, shared, partial);
+    TiledJob<8, kRows == 1>(args, job, shared, partial);
   } else {
     Bf16Job<kRows>(args, job, partial);
   }
@@ -244,15 +250,51 @@ int SplitFor(int64_t n_units, int64_t loads_a_unit, int n_processors) {
   return best;
 }
 
-// Groups that a block takes in turn: one more costs as much as itself, one more block the rounding
-// of its rows.
-int TurnsFor(int64_t n_groups, int n_rows, int n_processors) {
+// Divides the jobs' groups among blocks of `turns` each. Returns how many blocks there are.
+int DivideIntoBlocks(int turns, Args* args) {
+  int n_blocks = 0;
+  for (int j = 0; j < args->n_jobs; ++j) {
+    Job& job = args->jobs[j];
+    job.first_block = n_blocks;
+    job.n_blocks = static_cast<int>(DivideUp(job.n_groups(), turns));
+    n_blocks += job.n_blocks;
+  }
+  return n_blocks;
+}
+
+// How long the busiest processor works, in loads of a warp. Measured on an H100: two blocks on a
+// processor are no faster than one after the other, but for their start; a group costs a load more
+// than it has, and a start about five (of 2048 columns), more if many rows are rounded.
+int64_t BusiestLoads(const Args& args, int turns, int n_processors) {
+  constexpr int kMost = 512;
+  const int start = args.rounded.words != nullptr ? 5 : 4 + args.n_rows;
+  int64_t loads[kMost] = {};
+  int blocks[kMost] = {};
+  int at = 0;
+  for (int j = 0; j < args.n_jobs; ++j) {
+    const Job& job = args.jobs[j];
+    const int columns = job.kind == DecodeKind::kBf16 ? kTurn : kColumnsATile;
+    const int64_t a_group = DivideUp(DivideUp(args.in, columns), job.split) + 1;
+    for (int b = 0; b < job.n_blocks; ++b, at = (at + 1) % std::min(n_processors, kMost)) {
+      loads[at] += turns * a_group;
+      ++blocks[at];
+    }
+  }
+  int64_t most = 0;
+  for (int p = 0; p < kMost; ++p) {
+    most = std::max(most, loads[p] + int64_t{start} * ((blocks[p] + 1) / 2));
+  }
+  return most;
+}
+
+// Groups that a block takes in turn.
+int TurnsFor(Args args, int n_processors) {
   int best = 1;
-  double least = 0;
-  for (int turns = 1; turns <= 16; ++turns) {
-    const double cost = static_cast<double>(DivideUp(DivideUp(n_groups, turns), n_processors)) *
-                        (turns + 0.15 + 0.1 * n_rows);
-    if (turns == 1 || cost < least) best = turns, least = cost;
+  int64_t least = 0;
+  for (int turns = 1; turns <= 9; ++turns) {
+    DivideIntoBlocks(turns, &args);
+    const int64_t loads = BusiestLoads(args, turns, n_processors);
+    if (turns == 1 || loads < least) best = turns, least = loads;
   }
   return best;
 }
@@ -295,7 +337,7 @@ Job JobOf(const DecodeLinear& linear, int n_processors) {
 }  // namespace
 
 cudaError_t DecodeLinearsCuda(const DecodeLinear* linears, int n_linears, int n_rows,
-                              const float* x, cudaStream_t stream) {
+                              const float* x, const RoundedRows& rounded, cudaStream_t stream) {
   if (!IsValid(linears, n_linears, n_rows)) return cudaErrorInvalidValue;
   if (n_rows == 0) return cudaSuccess;
   int device = 0, n_processors = 0;
@@ -308,21 +350,14 @@ cudaError_t DecodeLinearsCuda(const DecodeLinear* linears, int n_linears, int n_
                .n_jobs = n_linears,
                .n_rows = n_rows,
                .in = static_cast<int>(linears[0].weights.in),
-               .x = x};
-  int64_t n_groups = 0;
+               .x = x,
+               .rounded = rounded};
   bool any_tiles = false;
   for (int j = 0; j < n_linears; ++j) {
     args.jobs[j] = JobOf(linears[j], n_processors);
-    n_groups += args.jobs[j].n_groups();
     any_tiles |= linears[j].kind != DecodeKind::kBf16;
   }
-  const int turns = TurnsFor(n_groups, n_rows, n_processors);
-  int n_blocks = 0;
-  for (int j = 0; j < n_linears; ++j) {
-    args.jobs[j].first_block = n_blocks;
-    args.jobs[j].n_blocks = static_cast<int>(DivideUp(args.jobs[j].n_groups(), turns));
-    n_blocks += args.jobs[j].n_blocks;
-  }
+  const int n_blocks = DivideIntoBlocks(TurnsFor(args, n_processors), &args);
   const LaunchShape shape = {
       .grid = dim3(static_cast<unsigned>(n_blocks)),
       .threads = kThreads,

@@ -18,6 +18,7 @@
 
 #include "services/gpu-worker/ops/cuda/decode_levels.h"
 #include "services/gpu-worker/ops/cuda/linear.h"
+#include "services/gpu-worker/ops/cuda/rounded_rows.h"
 
 namespace hearth::worker {
 
@@ -33,8 +34,14 @@ struct DecodeLinear {
   float* y = nullptr;
 };
 
-// cudaErrorInvalidValue where a requirement is not met; neither allocates nor synchronises.
+// `rounded` is x as the kernel that made x rounded it; without, each block rounds x for itself,
+// which costs as much as its share of the weights where there are many rows. 8-bit tiles and bf16
+// read x. cudaErrorInvalidValue where a requirement is not met; neither allocates nor synchronises.
 cudaError_t DecodeLinearsCuda(const DecodeLinear* linears, int n_linears, int n_rows,
-                              const float* x, cudaStream_t stream);
+                              const float* x, const RoundedRows& rounded, cudaStream_t stream);
+inline cudaError_t DecodeLinearsCuda(const DecodeLinear* linears, int n_linears, int n_rows,
+                                     const float* x, cudaStream_t stream) {
+  return DecodeLinearsCuda(linears, n_linears, n_rows, x, {}, stream);
+}
 
 }  // namespace hearth::worker

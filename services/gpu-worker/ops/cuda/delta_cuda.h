@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "services/gpu-worker/ops/cuda/rounded_rows.h"
 #include "services/gpu-worker/ops/cuda/sequence_rows.h"
 #include "services/gpu-worker/ops/shapes.h"
 
@@ -49,6 +50,7 @@ cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
 //   qkvz    as above; z is read
 //   norm    [dv]  float, plain
 //   states  [S] of [Hv, dk, dv]  float, 16-byte aligned; updated
+//   rounded [S n, Hv dv]  out for the integer kernels, if wanted; dv is a multiple of 64 then
 //   out     [S n, Hv, dv]  float: norm * o / sqrt(mean(o^2) + eps) * silu(z)
 //
 // Requires dk <= 128, dv a multiple of 4 and at most 128. No two states may alias. A state is read
@@ -59,6 +61,12 @@ cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
 // + 2 Hv); operations: 8 S n Hv dk dv.
 cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows, const DeltaInputs& in,
                           const float* qkvz, const float* norm, float eps, float* const* states,
-                          float* out, int parts, cudaStream_t stream);
+                          float* out, const RoundedRows& rounded, int parts, cudaStream_t stream);
+inline cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows,
+                                 const DeltaInputs& in, const float* qkvz, const float* norm,
+                                 float eps, float* const* states, float* out, int parts,
+                                 cudaStream_t stream) {
+  return DeltaRuleCuda(shape, rows, in, qkvz, norm, eps, states, out, {}, parts, stream);
+}
 
 }  // namespace hearth::worker

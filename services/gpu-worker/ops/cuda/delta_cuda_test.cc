@@ -4,6 +4,7 @@
 
 #include "common/testing/compare.h"
 #include "services/gpu-worker/ops/cuda/cuda_testing.h"
+#include "services/gpu-worker/ops/cuda/rounded_testing.h"
 #include "services/gpu-worker/ops/exact_ops.h"
 
 namespace hearth::worker {
@@ -95,6 +96,8 @@ Floats RunCuda(Layer& layer, int parts, int idle = -1) {
   auto decay = Poisoned<float>(total * layer.shape.value_heads);
   auto beta = Poisoned<float>(total * layer.shape.value_heads);
   auto out = Poisoned<float>(total * layer.values());
+  RoundedBuffer rounded(static_cast<int>(total), static_cast<int>(layer.values()));
+  const bool is_rounded = layer.shape.value_dim % 64 == 0 && idle < 0 && total <= kMaxDecodeRows;
   const DeltaInputs inputs{mixed.data(), decay.data(), beta.data()};
   HEARTH_EXPECT_CUDA(ConvolveCuda(layer.shape, layer.rows,
                                   {.width = layer.width,
@@ -103,7 +106,12 @@ Floats RunCuda(Layer& layer, int parts, int idle = -1) {
                                    .dt_bias = dt_bias.data()},
                                   qkvz.data(), ba.data(), history_table.data(), inputs, nullptr));
   HEARTH_EXPECT_CUDA(DeltaRuleCuda(layer.shape, layer.rows, inputs, qkvz.data(), norm.data(), kEps,
-                                   state_table.data(), out.data(), parts, nullptr));
+                                   state_table.data(), out.data(),
+                                   is_rounded ? rounded.rows() : RoundedRows{}, parts, nullptr));
+  if (is_rounded) {
+    ExpectSameProducts(static_cast<int>(total), static_cast<int>(layer.values()), out.data(),
+                       rounded.rows());
+  }
   for (size_t s = 0; s < states.size(); ++s) {
     layer.histories[s] = ToHost(histories[s]);
     layer.states[s] = ToHost(states[s]);

@@ -1,6 +1,7 @@
 // The gated norm behind the delta rule, for the kernels that end with it.
 #pragma once
 
+#include "services/gpu-worker/ops/cuda/round_vector.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 #include "services/gpu-worker/ops/shapes.h"
 
@@ -10,6 +11,7 @@ struct GatedNorm {
   const float* qkvz = nullptr;  // [rows, Hk, q dk | k dk | v | z]: z is read
   const float* norm = nullptr;  // [dv]
   float eps = 0;
+  RoundedRows rounded = {};  // [rows, Hv dv], if wanted; dv is a multiple of 64 then
 };
 
 // to = norm * from / sqrt(mean(from^2) + eps) * silu(z) of one head of one row, by one warp: lane l
@@ -28,10 +30,17 @@ __device__ inline void NormHead(const DeltaShape& shape, const GatedNorm& gated,
     squares += o[c] * o[c];
   }
   const float scale = 1 / sqrtf(WarpSum(squares) / static_cast<float>(dv) + gated.eps);
-  if (column >= dv) return;
+  const bool is_there = column < dv;
+  if (is_there) {
 #pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    to[column + c] = gated.norm[column + c] * (o[c] * scale) * SiluOf(z[column + c]);
+    for (int c = 0; c < 4; ++c) {
+      o[c] = gated.norm[column + c] * (o[c] * scale) * SiluOf(z[column + c]);
+      to[column + c] = o[c];
+    }
+  }
+  if (gated.rounded.words != nullptr) {
+    StoreRounded({o[0], o[1], o[2], o[3]}, is_there, gated.rounded, row, shape.value_heads * dv,
+                 head * dv + (is_there ? column : 0));
   }
 }
 

@@ -24,6 +24,7 @@ struct DeltaArgs {
   float eps;
   float* const* states;
   float* out;
+  RoundedRows rounded;
 };
 
 // What one lane needs of one row. Rows of the state that are beyond dk have q = k = 0.
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKern
   if constexpr (kIsNormed) {
     __syncthreads();  // every warp's columns are in `whole`
     if (warp == 0) {
-      NormHead(shape, {args.qkvz, args.norm, args.eps}, place.head, first_row, whole,
+      NormHead(shape, {args.qkvz, args.norm, args.eps, args.rounded}, place.head, first_row, whole,
                args.out + (first_row * shape.value_heads + place.head) * dv);
     }
   }
@@ -185,7 +186,7 @@ __global__ void __launch_bounds__(kWarp) GatedNormKernel(DeltaArgs args) {
   if (args.states[row / args.rows.n_rows] == nullptr) return;
   const int head = static_cast<int>(blockIdx.x);
   float* const at = args.out + (row * args.shape.value_heads + head) * args.shape.value_dim;
-  NormHead(args.shape, {args.qkvz, args.norm, args.eps}, head, row, at, at);
+  NormHead(args.shape, {args.qkvz, args.norm, args.eps, args.rounded}, head, row, at, at);
 }
 
 template <bool kIsNormed>
@@ -204,15 +205,15 @@ cudaError_t LaunchRule(const DeltaArgs& args, int parts, int warps, cudaStream_t
 
 cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows, const DeltaInputs& in,
                           const float* qkvz, const float* norm, float eps, float* const* states,
-                          float* out, int parts, cudaStream_t stream) {
+                          float* out, const RoundedRows& rounded, int parts, cudaStream_t stream) {
   if (rows.n_sequences < 0 || rows.n_rows < 0 || rows.total() > 65535 || parts < 0 ||
       shape.key_heads < 1 || shape.value_heads % shape.key_heads != 0 || shape.key_dim < 1 ||
       shape.key_dim > kMaxDim || shape.value_dim < 4 || shape.value_dim % 4 != 0 ||
-      shape.value_dim > kMaxDim) {
+      shape.value_dim > kMaxDim || (rounded.words != nullptr && shape.value_dim % 64 != 0)) {
     return cudaErrorInvalidValue;
   }
   if (rows.total() == 0) return cudaSuccess;
-  const DeltaArgs args{shape, rows, in, qkvz, norm, eps, states, out};
+  const DeltaArgs args{shape, rows, in, qkvz, norm, eps, states, out, rounded};
   const int all_warps = (shape.value_dim + kColumnsAWarp - 1) / kColumnsAWarp;
   const int wanted = parts == 0 ? kDefaultParts : parts;
   const int warps = (all_warps + wanted - 1) / wanted;

@@ -6,9 +6,9 @@
 // max|x| / 127, whole numbers summed exactly over the block, then float32. A row of activations is
 // a column of the product that no other row touches, so its bits do not depend on the batch.
 //
-// One warp takes one tile, which its own asynchronous copies brought to shared memory. Lane 4 g + t
-// (g < 8, t < 4) reads the weights of rows 2 g and 2 g + 1 in columns 4 c .. 4 c + 3 for c = t,
-// t + 4, ..., and gets the sums of those two rows with the activation rows 2 t and 2 t + 1.
+// One warp takes one tile. Lane 4 g + t (g < 8, t < 4) reads the weights of rows 2 g and 2 g + 1 in
+// columns 4 c .. 4 c + 3 for c = t, t + 4, ..., and gets the sums of those two rows with the
+// activation rows 2 t and 2 t + 1.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -16,18 +16,13 @@
 #include <cstdint>
 
 #include "services/gpu-worker/ops/cuda/decode_levels.h"
+#include "services/gpu-worker/ops/cuda/round_vector.cuh"
+#include "services/gpu-worker/ops/cuda/rounded_rows.h"
 #include "services/gpu-worker/ops/cuda/tile_device.h"
 
 namespace hearth::worker {
 
 inline constexpr int kMmaRows = 8;  // of activations
-
-__device__ inline void CopyAsync16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global)
-               : "memory");
-}
 
 template <int kBits>
 struct MmaTile {
@@ -36,6 +31,37 @@ struct MmaTile {
   uint2 words[kBits / 2];  // .x of row 2 g, .y of row 2 g + 1
   uint32_t scales;         // f16, of both rows
 };
+
+// Both pointers are the lane's: LaneCodes and LaneScales past the tile's. Without a branch, so that
+// the work on tiles at hand goes on around it. A tile that is not there has scales of zero and
+// otherwise anything.
+template <int kBits>
+__device__ inline void LoadMmaTile(const uint8_t* codes, const uint8_t* scales, bool is_there,
+                                   MmaTile<kBits>& to) {
+#pragma unroll
+  for (int i = 0; i < kBits / 2; ++i) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.s32 p, %3, 0;"
+        " @p ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];}"
+        : "=r"(to.words[i].x), "=r"(to.words[i].y)
+        : "l"(codes + i * 256), "r"(static_cast<int>(is_there)));
+  }
+  asm volatile(
+      "{.reg .pred p; setp.ne.s32 p, %2, 0; mov.u32 %0, 0;"
+      " @p ld.global.nc.L1::no_allocate.u32 %0, [%1];}"
+      : "=r"(to.scales)
+      : "l"(scales), "r"(static_cast<int>(is_there)));
+}
+__device__ inline int LaneCodes(int lane) { return lane % 4 * 64 + lane / 4 * 8; }
+__device__ inline int LaneScales(int lane) { return lane / 4 * 4; }
+inline constexpr int kScaleBytes = 2 * kRowsATile;  // of a tile
+
+__device__ inline void CopyAsync16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+}
 
 // The tiles that one warp has under way: a ring of kDepth places in shared memory, asked for and
 // taken in the same order. All lanes call its functions together.
@@ -100,73 +126,63 @@ __device__ inline StagedRows StagedIn(void* shared, int n_rows, int in) {
   return {words, reinterpret_cast<float*>(words + n_rows * in / 4)};
 }
 
-__device__ inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
-  uint32_t v;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(selector));
-  return v;
-}
-
-inline constexpr float kWhole = 12582912.f;  // 1.5 * 2^23: adding it leaves whole numbers
-
-// Rounds four neighbours of a row. Whole warps call it; each half of one has a block's 64 values
-// together, and writes them to `at` (of 16 words) and `scale`, if it has any.
-template <int kBits>
-__device__ inline void StageVector(const float4& v, bool has_any, float multiplier, uint32_t* at,
-                                   float* scale) {
-  const int part = static_cast<int>(threadIdx.x) % 16;  // columns 4 part .. 4 part + 3
-  float top = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-#pragma unroll
-  for (int offset = 8; offset > 0; offset /= 2) {
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
-  }
-  const float inverse = top > 0 ? __fdiv_rn(127.f, top) : 0.f;
-  const auto round = [inverse](float value) {
-    return __float_as_uint(__fadd_rn(__fmul_rn(value, inverse), kWhole));  // its low byte
-  };
-  const uint32_t packed = Permute(Permute(round(v.x), round(v.y), 0x0040),
-                                  Permute(round(v.z), round(v.w), 0x0040), 0x5410);
-  if constexpr (kBits == 4) {
-    // A byte of weights has columns 4 c + j and 32 + 4 c + j: so have the pairs of bytes here.
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, packed, 8);
-    const bool is_late = part >= 8;
-    const uint32_t word = is_late ? Permute(other, packed, 0x7362) : Permute(packed, other, 0x5140);
-    if (has_any) at[part % 4 * 4 + part % 8 / 4 * 2 + (is_late ? 1 : 0)] = word;
-  } else {
-    if (has_any) at[part % 4 * 4 + part / 4] = packed;
-  }
-  if (has_any && part == 0) *scale = __fdiv_rn(top, 127.f) * multiplier;
-}
-
 // Rounds n_rows rows of `in` values, the whole block together; a barrier must follow. value(row,
-// column) is the four from that column on, multiplier(row, block) goes on the block's scale.
+// column) is the four from that column on, multiplier(block) goes on the block's scale.
 template <int kBits, typename Value, typename Multiplier>
 __device__ inline void StageRounded(int n_rows, int in, Value value, Multiplier multiplier,
                                     const StagedRows& to) {
   constexpr int kAtOnce = 4;  // loads under way
-  const int a_row = in / 4, n = n_rows * a_row, step = static_cast<int>(blockDim.x);
-  for (int first = static_cast<int>(threadIdx.x); first - first % kWarp < n;
-       first += kAtOnce * step) {  // whole warps
-    float4 v[kAtOnce];
+  const int n = in / 4, step = static_cast<int>(blockDim.x);
+  for (int at = static_cast<int>(threadIdx.x); at - at % kWarp < n; at += step) {  // whole warps
+    const bool has_any = at < n;
+    const int block = has_any ? at / 16 : 0;
+    const float by = has_any ? multiplier(block) : 0.f;
+    for (int first = 0; first < n_rows; first += kAtOnce) {
+      float4 v[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int at = first + i * step;
-      v[i] = at < n ? value(at / a_row, at % a_row * 4) : make_float4(0.f, 0.f, 0.f, 0.f);
-    }
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i < n_rows) {
+          v[i] = has_any ? value(first + i, at * 4) : make_float4(0.f, 0.f, 0.f, 0.f);
+        }
+      }
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int at = first + i * step;
-      if (at - at % kWarp >= n) break;
-      const int row = min(at, n - 1) / a_row, block = min(at, n - 1) % a_row / 16;
-      const int place = block * n_rows + row;
-      StageVector<kBits>(v[i], at < n, multiplier(row, block), to.words + place * 16,
-                         to.scales + place);
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i >= n_rows) break;
+        const int place = block * n_rows + first + i;
+        StageVector<kBits>(v[i], has_any, by, to.words + place * 16, to.scales + place);
+      }
     }
   }
 }
 
-// d += a b, of 16 x 32 weights and 32 x 8 activations.
-__device__ inline void MultiplyAdd(uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                   uint32_t b1, int (&d)[4]) {
+// The same of rows that are rounded already, in the order of 4-bit weights; row_of(row) is which.
+template <typename RowOf>
+__device__ inline void StageCopies(int n_rows, int in, const RoundedRows& from, RowOf row_of,
+                                   const StagedRows& to) {
+  const int n_blocks = in / kColumnsATile, step = static_cast<int>(blockDim.x);
+  for (int row = 0; row < n_rows; ++row) {
+    const int64_t block = row_of(row) * int64_t{n_blocks};
+    const auto* words = reinterpret_cast<const uint4*>(from.words + block * 16);
+    auto* target = reinterpret_cast<uint4*>(to.words);
+    for (int i = static_cast<int>(threadIdx.x); i < n_blocks * 4; i += step) {
+      target[(i / 4 * n_rows + row) * 4 + i % 4] = words[i];
+    }
+    for (int i = static_cast<int>(threadIdx.x); i < n_blocks; i += step) {
+      to.scales[i * n_rows + row] = from.scales[block + i];
+    }
+  }
+}
+
+// d = a b + c, of 16 x 32 weights and 32 x 8 activations; all of c are the same.
+__device__ inline void MultiplyAdd(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                   uint32_t b0, uint32_t b1, int c) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%10, %10, %10, %10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(c));
+}
+__device__ inline void MultiplyAdd(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                   uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
@@ -179,19 +195,21 @@ __device__ inline void MultiplyAdd(uint32_t a0, uint32_t a1, uint32_t a2, uint32
 __device__ inline void TileSums(const MmaTile<4>& tile, const DecodeLevels& levels, const uint4& x,
                                 float (&sums)[4]) {
   constexpr int kStart = 0x4b400000;  // kWhole
-  int below[4] = {kStart, kStart, kStart, kStart}, above[4] = {kStart, kStart, kStart, kStart};
   // Where a selector's top bit is set, the permutation repeats the picked byte's sign: zero.
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {  // columns c = t, then c = t + 4
-    const uint32_t first = tile.words[i].x, second = tile.words[i].y;
-    const uint32_t b0 = i == 0 ? x.x : x.z, b1 = i == 0 ? x.y : x.w;
-    const auto low = [&](uint32_t codes) { return Permute(levels.low[0], levels.low[1], codes); };
-    const auto high = [&](uint32_t codes) {
-      return Permute(levels.high[0], levels.high[1], codes ^ 0x88888888u);
-    };
-    MultiplyAdd(low(first), low(second), low(first >> 16), low(second >> 16), b0, b1, below);
-    MultiplyAdd(high(first), high(second), high(first >> 16), high(second >> 16), b0, b1, above);
-  }
+  const auto low = [&](uint32_t codes) { return Permute(levels.low[0], levels.low[1], codes); };
+  const auto high = [&](uint32_t flipped) {
+    return Permute(levels.high[0], levels.high[1], flipped);
+  };
+  int below[4], above[4];
+  const uint32_t a = tile.words[0].x, b = tile.words[0].y;
+  const uint32_t not_a = a ^ 0x88888888u, not_b = b ^ 0x88888888u;
+  MultiplyAdd(below, low(a), low(b), low(a >> 16), low(b >> 16), x.x, x.y, kStart);
+  MultiplyAdd(above, high(not_a), high(not_b), high(not_a >> 16), high(not_b >> 16), x.x, x.y,
+              kStart);
+  const uint32_t c = tile.words[1].x, d = tile.words[1].y;
+  const uint32_t not_c = c ^ 0x88888888u, not_d = d ^ 0x88888888u;
+  MultiplyAdd(below, low(c), low(d), low(c >> 16), low(d >> 16), x.z, x.w);
+  MultiplyAdd(above, high(not_c), high(not_d), high(not_c >> 16), high(not_d >> 16), x.z, x.w);
 #pragma unroll
   for (int i = 0; i < 4; ++i) sums[i] = __int_as_float(above[i]) - __int_as_float(below[i]);
 }
@@ -199,15 +217,15 @@ __device__ inline void TileSums(const MmaTile<4>& tile, const DecodeLevels& leve
 __device__ inline void TileSums(const MmaTile<8>& tile, const DecodeLevels&, const uint4& x,
                                 float (&sums)[4]) {
   constexpr int kStart = 0x4b400000;
-  int all[4] = {kStart, kStart, kStart, kStart};
   uint32_t w[4][2];  // signed
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     w[i][0] = tile.words[i].x ^ 0x80808080u;
     w[i][1] = tile.words[i].y ^ 0x80808080u;
   }
-  MultiplyAdd(w[0][0], w[0][1], w[1][0], w[1][1], x.x, x.y, all);
-  MultiplyAdd(w[2][0], w[2][1], w[3][0], w[3][1], x.z, x.w, all);
+  int all[4];
+  MultiplyAdd(all, w[0][0], w[0][1], w[1][0], w[1][1], x.x, x.y, kStart);
+  MultiplyAdd(all, w[2][0], w[2][1], w[3][0], w[3][1], x.z, x.w);
 #pragma unroll
   for (int i = 0; i < 4; ++i) sums[i] = __int_as_float(all[i]) - kWhole;
 }
@@ -227,20 +245,48 @@ struct MmaLane {
         scales{min(lane % 4 * 2, n_rows - 1), min(lane % 4 * 2 + 1, n_rows - 1)} {}
 };
 
-template <int kBits>
+// kIsOne: there is one row, whose sums are the lane's [0] and [2].
+template <bool kIsOne, int kBits>
 __device__ inline void AddMmaTile(const MmaTile<kBits>& tile, const DecodeLevels& levels,
                                   const StagedRows& x, int block, int n_rows, const MmaLane& lane,
                                   MmaSums& sums) {
   const uint4 words = reinterpret_cast<const uint4*>(x.words)[block * n_rows * 4 + lane.words];
   const float* scales = x.scales + block * n_rows;
-  const float a = scales[lane.scales[0]], b = scales[lane.scales[1]];
   float products[4];
   TileSums(tile, levels, words, products);
   const float2 scale = __half22float2(*reinterpret_cast<const __half2*>(&tile.scales));
-  sums.of[0] = fmaf(products[0] * a, scale.x, sums.of[0]);
-  sums.of[1] = fmaf(products[1] * b, scale.x, sums.of[1]);
-  sums.of[2] = fmaf(products[2] * a, scale.y, sums.of[2]);
-  sums.of[3] = fmaf(products[3] * b, scale.y, sums.of[3]);
+  const float a = scales[lane.scales[0]];
+  sums.of[0] = fmaf(products[0], a * scale.x, sums.of[0]);
+  sums.of[2] = fmaf(products[2], a * scale.y, sums.of[2]);
+  if constexpr (!kIsOne) {
+    const float b = scales[lane.scales[1]];
+    sums.of[1] = fmaf(products[1], b * scale.x, sums.of[1]);
+    sums.of[3] = fmaf(products[3], b * scale.y, sums.of[3]);
+  }
+}
+
+// The kDepth tiles that a warp has at hand, tile i of those from `block` on, `step` apart, if below
+// n_blocks; each is asked for anew by load(i, tile) as soon as it is decoded. In one straight line
+// where all are there.
+template <bool kIsOne, int kDepth, int kBits, typename Load>
+__device__ inline void AddMmaTiles(MmaTile<kBits> (&tiles)[kDepth], const DecodeLevels& levels,
+                                   const StagedRows& x, int block, int step, int n_blocks,
+                                   int n_rows, const MmaLane& lane, MmaSums& sums, Load load) {
+  if (block + (kDepth - 1) * step < n_blocks) {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      AddMmaTile<kIsOne>(tiles[d], levels, x, block + d * step, n_rows, lane, sums);
+      load(d, tiles[d]);
+    }
+  } else {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) {
+      if (block + d * step < n_blocks) {
+        AddMmaTile<kIsOne>(tiles[d], levels, x, block + d * step, n_rows, lane, sums);
+      }
+      load(d, tiles[d]);
+    }
+  }
 }
 
 // to[row of activations][row of the tile].

@@ -1,5 +1,6 @@
 #include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/norm_cuda.h"
+#include "services/gpu-worker/ops/cuda/round_vector.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
@@ -16,7 +17,7 @@ __device__ float4 operator*(float4 a, float b) { return {a.x * b, a.y * b, a.z *
 template <int kVectors>
 __global__ void __launch_bounds__(kThreads)
     AddRmsNormKernel(int width, float* x, ResidualTerms terms, const float* __restrict__ weight,
-                     float eps, float* h) {
+                     float eps, float* h, RoundedRows rounded) {
   static_assert(kVectors >= 1 && kVectors <= 4);
   __shared__ float sums[kThreads / kWarp];
   const int n_vectors = width / 4;
@@ -58,28 +59,34 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int at = static_cast<int>(threadIdx.x) + i * kThreads;
-    if (at >= n_vectors) continue;
-    const float4 w = scales[i], v = mine[i] * scale;
-    reinterpret_cast<float4*>(h)[row + at] = {v.x * (1 + w.x), v.y * (1 + w.y), v.z * (1 + w.z),
-                                              v.w * (1 + w.w)};
+    const bool is_there = at < n_vectors;
+    float4 v = {0, 0, 0, 0};
+    if (is_there) {
+      const float4 w = scales[i], normed = mine[i] * scale;
+      v = {normed.x * (1 + w.x), normed.y * (1 + w.y), normed.z * (1 + w.z), normed.w * (1 + w.w)};
+      reinterpret_cast<float4*>(h)[row + at] = v;
+    }
+    if (rounded.words != nullptr) StoreRounded(v, is_there, rounded, blockIdx.x, width, at * 4);
   }
 }
 
 }  // namespace
 
 cudaError_t AddRmsNormCuda(int n_rows, int width, float* x, const ResidualTerms& terms,
-                           const float* weight, float eps, float* h, cudaStream_t stream) {
+                           const float* weight, float eps, float* h, const RoundedRows& rounded,
+                           cudaStream_t stream) {
   if (n_rows < 0 || width <= 0 || width % 4 != 0 || width > 4 * kThreads * 4) {
     return cudaErrorInvalidValue;
   }
   if (terms.shared != nullptr && terms.gate == nullptr) return cudaErrorInvalidValue;
+  if (rounded.words != nullptr && width % 64 != 0) return cudaErrorInvalidValue;
   if (n_rows == 0) return cudaSuccess;
   const LaunchShape shape = {
       .grid = dim3(static_cast<unsigned>(n_rows)), .threads = kThreads, .stream = stream};
   auto* const kernel = width <= 4 * kThreads   ? AddRmsNormKernel<1>
                        : width <= 8 * kThreads ? AddRmsNormKernel<2>
                                                : AddRmsNormKernel<4>;
-  return Launch(kernel, shape, width, x, terms, weight, eps, h);
+  return Launch(kernel, shape, width, x, terms, weight, eps, h, rounded);
 }
 
 }  // namespace hearth::worker

@@ -5,6 +5,7 @@
 
 #include "common/testing/compare.h"
 #include "services/gpu-worker/ops/cuda/cuda_testing.h"
+#include "services/gpu-worker/ops/cuda/rounded_testing.h"
 #include "services/gpu-worker/ops/exact_ops.h"
 
 namespace hearth::worker {
@@ -60,6 +61,19 @@ TEST_F(NormCudaTest, WithoutAnOutputOnlyAdds) {
       AddRmsNormCuda(2, 64, device_x.data(), {.delta = d.data()}, nullptr, 0, nullptr, nullptr));
   const Floats got = ToHost(device_x);
   for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(got[i], x[i] + delta[i]) << i;
+}
+
+TEST_F(NormCudaTest, RoundedOutputsAreThoseThatTheLinearLayerWouldRound) {
+  for (const int width : {64, 320, 2048, 4160, 8192}) {
+    constexpr int kRows = 5;
+    auto x = ToDevice(RandomFloats(kRows * width, 1));
+    const auto weight = ToDevice(RandomFloats(width, 2));
+    auto h = Poisoned<float>(kRows * width);
+    RoundedBuffer rounded(kRows, width);
+    HEARTH_EXPECT_CUDA(AddRmsNormCuda(kRows, width, x.data(), {}, weight.data(), 1e-6f, h.data(),
+                                      rounded.rows(), nullptr));
+    ExpectSameProducts(kRows, width, h.data(), rounded.rows());
+  }
 }
 
 TEST_F(NormCudaTest, RefusesWidthsItCannotLoad) {
