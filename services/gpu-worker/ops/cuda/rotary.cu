@@ -100,6 +100,16 @@ __global__ void __launch_bounds__(kWarp) RotateAndStoreKernel(RotaryArgs args) {
   const int64_t at = is_query ? (row * shape.n_heads + head) * d
                               : KvOffset(args.kv, shape, row / args.rows.n_rows, position, head);
   T* const pool = static_cast<T*>(is_value ? args.kv.values : args.kv.keys);
+  float inverse = 1;
+  if constexpr (std::is_same_v<T, int8_t>) {
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) largest = fmaxf(largest, fabsf(values[i]));
+    largest = WarpMax(largest);
+    inverse = largest > 0 ? 127 / largest : 0.f;
+    float* const scales = is_value ? args.kv.value_scales : args.kv.key_scales;
+    if (!is_query && lane == 0) scales[at / d] = largest / 127;
+  }
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int dim = lane + i * kWarp;
@@ -107,7 +117,7 @@ __global__ void __launch_bounds__(kWarp) RotateAndStoreKernel(RotaryArgs args) {
     if (is_query) {
       args.q[at + dim] = values[i];
     } else {
-      StoreKvValue(values[i], pool + at + dim);
+      StoreKvValue(values[i] * inverse, pool + at + dim);
     }
   }
 }
@@ -127,8 +137,9 @@ cudaError_t RotateAndStoreCuda(const AttentionShape& shape, const SequenceRows& 
   const dim3 grid(static_cast<unsigned>(shape.n_heads + 2 * shape.n_kv_heads),
                   static_cast<unsigned>(rows.total()));
   const RotaryArgs args{shape, rows, norms, rotary, positions, query_gate, k, v, kv, q};
-  auto* const kernel =
-      kv.type == KvType::kF32 ? RotateAndStoreKernel<float> : RotateAndStoreKernel<__nv_bfloat16>;
+  auto* const kernel = kv.type == KvType::kF32    ? RotateAndStoreKernel<float>
+                       : kv.type == KvType::kBf16 ? RotateAndStoreKernel<__nv_bfloat16>
+                                                  : RotateAndStoreKernel<int8_t>;
   return Launch(kernel, {.grid = grid, .threads = kWarp, .stream = stream}, args);
 }
 
