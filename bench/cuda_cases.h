@@ -29,6 +29,7 @@ void AddDecodeCases(CudaCases* cases);
 void AddExpertCases(CudaCases* cases);
 void AddLayerCases(CudaCases* cases);
 void AddMixerCases(CudaCases* cases);
+void AddAttentionCases(CudaCases* cases);
 void AddPrefillCases(CudaCases* cases);
 void AddPrefillMixerCases(CudaCases* cases);
 

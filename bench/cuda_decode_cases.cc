@@ -15,7 +15,7 @@ using worker::DecodeKind;
 using worker::DecodeLinear;
 
 // Together larger than any L2.
-constexpr double kRotatedBytes = 400e6;
+constexpr double kRotatedBytes = 200e6;
 
 void AddLinears(const std::string& name, const std::vector<MatrixCase>& matrices, int64_t in,
                 int n_rows, CudaCases* cases) {
@@ -35,14 +35,17 @@ void AddLinears(const std::string& name, const std::vector<MatrixCase>& matrices
     y.push_back(RandomDeviceFloats(static_cast<size_t>(n_rows * matrix.out)));
   }
   const auto x = RandomDeviceFloats(static_cast<size_t>(n_rows * in));
+  const auto words = RandomDeviceBits(static_cast<size_t>(n_rows * in));
+  const auto scales = RandomDeviceFloats(static_cast<size_t>(n_rows * in / 64));
+  const worker::RoundedRows rounded = {static_cast<uint32_t*>(words.get()), scales.get()};
   const auto levels = worker::MakeDecodeLevels(kNf4Levels).value();
-  const auto run = [=](int i, cudaStream_t stream) {
+  const auto run = [=, words = words, scales = scales](int i, cudaStream_t stream) {
     std::vector<DecodeLinear> linears;
     for (size_t j = 0; j < all->size(); ++j) {
       linears.push_back((*all)[j].Of(i % n_copies, levels, y[j].get()));
     }
     return worker::DecodeLinearsCuda(linears.data(), static_cast<int>(linears.size()), n_rows,
-                                     x.get(), stream);
+                                     x.get(), rounded, stream);
   };
   const CudaCase one = {.op = "decode linear",
                         .shape = name + " x " + std::to_string(n_rows),

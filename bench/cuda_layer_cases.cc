@@ -17,6 +17,7 @@
 #include "services/gpu-worker/ops/cuda/delta_cuda.h"
 #include "services/gpu-worker/ops/cuda/norm_cuda.h"
 #include "services/gpu-worker/ops/cuda/router_cuda.h"
+#include "services/gpu-worker/ops/cuda/top_logits_cuda.h"
 
 namespace hearth::bench {
 namespace {
@@ -102,28 +103,30 @@ class Layers {
   static constexpr int kTables = 96;
 
   cudaError_t Linears(const std::vector<MatrixCopies>& matrices, int layer, const Floats& x,
-                      const std::vector<float*>& y, cudaStream_t stream) const {
+                      const worker::RoundedRows& rounded, const std::vector<float*>& y,
+                      cudaStream_t stream) const {
     std::vector<worker::DecodeLinear> linears;
     for (size_t j = 0; j < matrices.size(); ++j) {
       linears.push_back(matrices[j].Of(layer, levels_, y[j]));
     }
     return worker::DecodeLinearsCuda(linears.data(), static_cast<int>(linears.size()), n_, x.get(),
-                                     stream);
+                                     rounded, stream);
   }
 
   cudaError_t RunDelta(int l, cudaStream_t stream) const {
-    RETURN_IF_CUDA_ERROR(Linears(delta_in_, l, h_, {wide_.get(), ba_.get()}, stream));
+    RETURN_IF_CUDA_ERROR(Linears(delta_in_, l, h_, rounded_h_, {wide_.get(), ba_.get()}, stream));
     const worker::DeltaInputs inputs{mixed_.get(), decay_.get(), beta_.get()};
     RETURN_IF_CUDA_ERROR(worker::ConvolveCuda(
         kDelta, {n_, 1}, {kConvolution, kernel_.get(), a_log_.get(), dt_bias_.get()}, wide_.get(),
         ba_.get(), static_cast<float* const*>(histories_.get()) + l * n_, inputs, stream));
     return worker::DeltaRuleCuda(kDelta, {n_, 1}, inputs, wide_.get(), norm_.get(), kEps,
                                  static_cast<float* const*>(states_.get()) + l * n_, mixer_.get(),
-                                 0, stream);
+                                 rounded_mixer_, 0, stream);
   }
 
   cudaError_t RunAttention(int l, cudaStream_t stream) const {
-    RETURN_IF_CUDA_ERROR(Linears(attention_in_, l, h_, {wide_.get(), k_.get(), v_.get()}, stream));
+    RETURN_IF_CUDA_ERROR(
+        Linears(attention_in_, l, h_, rounded_h_, {wide_.get(), k_.get(), v_.get()}, stream));
     const auto* positions = static_cast<const int64_t*>(positions_.get());
     RETURN_IF_CUDA_ERROR(worker::RotateAndStoreCuda(
         kAttention, {n_, 1}, {norm_.get(), norm_.get(), kEps},
@@ -135,12 +138,12 @@ class Layers {
 
   cudaError_t RunLayer(int i, int l, cudaStream_t stream) const {
     RETURN_IF_CUDA_ERROR(worker::AddRmsNormCuda(n_, kWidth, x_.get(), {.delta = delta_.get()},
-                                                norm_.get(), kEps, h_.get(), stream));
+                                                norm_.get(), kEps, h_.get(), rounded_h_, stream));
     RETURN_IF_CUDA_ERROR(l == kLayers - 1 ? RunAttention(l, stream) : RunDelta(l, stream));
-    RETURN_IF_CUDA_ERROR(Linears(out_, l, mixer_, {delta_.get()}, stream));
+    RETURN_IF_CUDA_ERROR(Linears(out_, l, mixer_, rounded_mixer_, {delta_.get()}, stream));
     RETURN_IF_CUDA_ERROR(worker::AddRmsNormCuda(n_, kWidth, x_.get(), {.delta = delta_.get()},
-                                                norm_.get(), kEps, h_.get(), stream));
-    RETURN_IF_CUDA_ERROR(Linears(router_, l, h_, {logits_.get(), gate_.get()}, stream));
+                                                norm_.get(), kEps, h_.get(), rounded_h_, stream));
+    RETURN_IF_CUDA_ERROR(Linears(router_, l, h_, rounded_h_, {logits_.get(), gate_.get()}, stream));
     RETURN_IF_CUDA_ERROR(worker::RouteCuda({n_, kExperts, kTopK}, true, logits_.get(),
                                            static_cast<int32_t*>(ids_.get()), weights_.get(),
                                            stream));
@@ -148,8 +151,8 @@ class Layers {
     shape.n_rows = n_, shape.top_k = kPlaces;
     const auto* places = static_cast<const worker::ExpertPlace*>(tables_.get()) +
                          int64_t{(i * kLayers + l) % kTables} * n_ * kPlaces;
-    return worker::DecodeExpertsCuda(shape, levels_, places, h_.get(), act_.get(), delta_.get(),
-                                     stream);
+    return worker::DecodeExpertsCuda(shape, levels_, places, h_.get(), rounded_h_, act_.get(),
+                                     delta_.get(), stream);
   }
 
   int n_;
@@ -169,11 +172,34 @@ class Layers {
   std::shared_ptr<void> states_, histories_, table_, keys_, values_, positions_, frequencies_,
       tables_, ids_ = RandomDeviceBits(static_cast<size_t>(n_ * kTopK) * 4);
   worker::DeviceKv kv_;
+  Floats h_words_ = Make(n_ * kWidth / 4), h_scales_ = Make(n_ * kWidth / 64),
+         mixer_words_ = Make(n_ * 4096 / 4), mixer_scales_ = Make(n_ * 4096 / 64);
+  worker::RoundedRows rounded_h_{reinterpret_cast<uint32_t*>(h_words_.get()), h_scales_.get()},
+      rounded_mixer_{reinterpret_cast<uint32_t*>(mixer_words_.get()), mixer_scales_.get()};
 };
+
+// Of logits that the head has just left in L2.
+void AddTopLogits(int n_rows, CudaCases* cases) {
+  constexpr int kVocabulary = 151936;
+  const auto scratch =
+      OnDevice(std::vector<uint8_t>(static_cast<size_t>(worker::TopLogitsScratchBytes(n_rows))));
+  const auto rows = RandomDeviceBits(static_cast<size_t>(n_rows) * sizeof(worker::TopLogitsRow));
+  const Floats logits = Make(int64_t{n_rows} * kVocabulary, 3), temperatures = Make(n_rows);
+  const auto run = [=](int, cudaStream_t stream) {
+    return worker::TopLogitsCuda(n_rows, kVocabulary, logits.get(), temperatures.get(),
+                                 scratch.get(), static_cast<worker::TopLogitsRow*>(rows.get()),
+                                 stream);
+  };
+  cases->push_back({.op = "decode top logits",
+                    .shape = "256 of 151936 x " + std::to_string(n_rows),
+                    .bytes = 8.0 * n_rows * kVocabulary,
+                    .run = run});
+}
 
 }  // namespace
 
 void AddLayerCases(CudaCases* cases) {
+  for (const int n : {1, 8}) AddTopLogits(n, cases);
   for (const int n : {1, 8}) {
     const auto layers = std::make_shared<Layers>(n, 2048);
     const std::string shape = "4 at 2048 x " + std::to_string(n);

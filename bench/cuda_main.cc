@@ -86,13 +86,11 @@ struct CaseGroup {
   const char* name;
   void (*add)(CudaCases* cases);
 };
-constexpr CaseGroup kGroups[] = {{"float linears", AddLinearCases},
-                                 {"decode linears", AddDecodeCases},
-                                 {"experts", AddExpertCases},
-                                 {"decode layers", AddLayerCases},
-                                 {"mixer", AddMixerCases},
-                                 {"prefill", AddPrefillCases},
-                                 {"prefill mixer", AddPrefillMixerCases}};
+constexpr CaseGroup kGroups[] = {
+    {"float linears", AddLinearCases}, {"decode linears", AddDecodeCases},
+    {"experts", AddExpertCases},       {"decode layers", AddLayerCases},
+    {"mixer", AddMixerCases},          {"attention", AddAttentionCases},
+    {"prefill", AddPrefillCases},      {"prefill mixer", AddPrefillMixerCases}};
 
 int Main(int argc, char** argv) {
   const std::string first = argc > 1 ? argv[1] : "";

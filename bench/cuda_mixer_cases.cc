@@ -160,7 +160,7 @@ void AddDelta(const SequenceRows& rows, const std::vector<int>& all_parts, CudaC
   }
 }
 
-void AddAttention(int n_rows, int64_t context, CudaCases* cases) {
+void AddAttention(worker::KvType type, int n_rows, int64_t context, CudaCases* cases) {
   const int64_t row = int64_t{kAttention.n_heads} * kAttention.head_dim;
   const int64_t kv_row = int64_t{kAttention.n_kv_heads} * kAttention.head_dim;
   const int max_pages = static_cast<int>((context + kPageTokens - 1) / kPageTokens);
@@ -173,18 +173,24 @@ void AddAttention(int n_rows, int64_t context, CudaCases* cases) {
   const auto table = ToDevice(pages);
   const auto positions = ToDevice(std::vector<int64_t>(static_cast<size_t>(n_rows), context - 1));
   const auto turns = ToDevice(frequencies);
-  const auto keys = Bf16s(pool * n_copies), values = Bf16s(pool * n_copies);
+  // Of int8 pages: the same bits, half as many.
+  const bool is_int8 = type == worker::KvType::kInt8;
+  const int64_t halves = is_int8 ? pool / 2 : pool;  // of a copy
+  const auto keys = Bf16s(halves * n_copies), values = Bf16s(halves * n_copies);
+  const auto key_scales = Floats(is_int8 ? pool / kAttention.head_dim : 1, 0.01f);
   const auto query_gate = Floats(n_rows * row * 2), k = Floats(n_rows * kv_row),
              norm = Floats(kAttention.head_dim), q = Floats(n_rows * row),
              out = Floats(n_rows * row),
              scratch = Floats(worker::AttentionScratchFloats(kAttention, n_rows, context));
   const auto kv = [=](int i) {
-    return worker::DeviceKv{worker::KvType::kBf16,
-                            keys.get() + i % n_copies * pool,
-                            values.get() + i % n_copies * pool,
+    return worker::DeviceKv{type,
+                            keys.get() + i % n_copies * halves,
+                            values.get() + i % n_copies * halves,
                             table.get(),
                             max_pages,
-                            kPageTokens};
+                            kPageTokens,
+                            key_scales.get(),
+                            key_scales.get()};
   };
   const auto attend = [=](int i, cudaStream_t stream) {
     return worker::AttentionCuda(kAttention, {n_rows, 1}, positions.get(), context, q.get(),
@@ -195,11 +201,12 @@ void AddAttention(int n_rows, int64_t context, CudaCases* cases) {
                                       {turns.get(), 32, 1}, positions.get(), query_gate.get(),
                                       k.get(), k.get(), kv(i), q.get(), stream);
   };
-  const std::string shape = std::to_string(n_rows) + " at " + std::to_string(context);
+  const std::string shape =
+      std::to_string(n_rows) + " at " + std::to_string(context) + (is_int8 ? ", int8" : "");
   const auto seen = static_cast<double>(n_rows) * static_cast<double>(context);
   cases->push_back({.op = "attention",
                     .shape = ShapeName(shape),
-                    .bytes = kLayers * (4.0 * seen * static_cast<double>(kv_row) +
+                    .bytes = kLayers * ((is_int8 ? 2.0 : 4.0) * seen * static_cast<double>(kv_row) +
                                         16.0 * n_rows * static_cast<double>(row)),
                     .flops = kLayers * 4.0 * seen * static_cast<double>(row),
                     .run = Layers(attend)});
@@ -218,10 +225,15 @@ void AddMixerCases(CudaCases* cases) {
   AddDelta({.n_sequences = 1, .n_rows = 1}, {1, 2, 4, 8}, cases);
   AddDelta({.n_sequences = 8, .n_rows = 1}, {1, 4}, cases);
   AddDelta({.n_sequences = 1, .n_rows = 512}, {1, 4, 16}, cases);
-  AddAttention(1, 2048, cases);
-  AddAttention(8, 2048, cases);
-  AddAttention(1, 32768, cases);
-  AddAttention(1, 262144, cases);
+}
+
+void AddAttentionCases(CudaCases* cases) {
+  for (const worker::KvType type : {worker::KvType::kBf16, worker::KvType::kInt8}) {
+    AddAttention(type, 1, 2048, cases);
+    AddAttention(type, 8, 2048, cases);
+    AddAttention(type, 1, 32768, cases);
+    AddAttention(type, 1, 262144, cases);
+  }
 }
 
 }  // namespace hearth::bench
