@@ -13,12 +13,14 @@
 #include "services/gpu-worker/experts/recency_policy.h"
 
 namespace hearth::worker {
+namespace {
 
-std::span<const std::string_view> PolicyNames() {
-  static constexpr std::array<std::string_view, 5> kNames = {"lru", "prompt", "predictive",
-                                                             "profile", "recency"};
-  return kNames;
-}
+constexpr std::array<std::string_view, 5> kNames = {"lru", "prompt", "predictive", "profile",
+                                                    "recency"};
+
+}  // namespace
+
+std::span<const std::string_view> PolicyNames() { return kNames; }
 
 absl::StatusOr<std::unique_ptr<CachePolicy>> MakePolicy(std::string_view name,
                                                         const CacheShape& shape,

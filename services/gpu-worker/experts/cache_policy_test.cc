@@ -23,6 +23,7 @@ class PolicyTest : public ::testing::Test {
   // A step that used these experts; then admissions, copied at once.
   std::vector<Admission> Step(const std::vector<int32_t>& ids, int at_most = 16) {
     std::vector<ExpertUse> uses;
+    uses.reserve(ids.size());
     for (const int32_t id : ids) uses.push_back({0, id, 1});
     cache_->RecordStep(uses);
     return Admit(at_most);
@@ -151,6 +152,7 @@ TEST(AdmissionReview, StopsCopiesThatDoNotPayAndLetsThoseThatDoBeMadeAgain) {
         experts.insert(static_cast<int>(random() % (is_local ? unsigned(working_set) : 512U)));
       }
       std::vector<ExpertUse> uses;
+      uses.reserve(experts.size());
       for (const int expert : experts) uses.push_back({0, expert, 1});
       cache.RecordStep(uses);
       for (const Admission& admission : cache.PlanAdmissions(10)) {

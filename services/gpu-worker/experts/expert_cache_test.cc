@@ -239,6 +239,7 @@ class Model {
       chosen.insert({static_cast<int>(random_() % static_cast<unsigned>(shape_.n_layers)), expert});
     }
     std::vector<ExpertUse> uses;
+    uses.reserve(chosen.size());
     for (const auto& [layer, expert] : chosen) uses.push_back({layer, expert, 1});
     return uses;
   }

@@ -58,12 +58,12 @@ class ExpertHeat {
 
   // What `uses` in `n_tokens` consecutive steps would leave, were they spread evenly.
   double HeatOfRate(double uses, double n_tokens) const {
-    constexpr double kLn2 = 0.6931471805599453;
     return uses / n_tokens * half_life_ / kLn2 * -std::expm1(-kLn2 * n_tokens / half_life_);
   }
 
  private:
   static constexpr double kLargestUnit = 0x1p64;
+  static constexpr double kLn2 = 0.6931471805599453;
 
   void Rescale() {
     for (float& raw : raw_) raw = static_cast<float>(raw / unit_);

@@ -91,6 +91,7 @@ TEST_P(RankedChoiceTest, IsThatOfLookingAtEverySlot) {
       keys.insert((center + static_cast<int>(random() % static_cast<unsigned>(spread))) % 2048);
     }
     std::vector<ExpertUse> uses;
+    uses.reserve(keys.size());
     for (const int key : keys) uses.push_back({key / 512, key % 512, 1});
     cache.RecordStep(uses);
     const int at_most = static_cast<int>(n_uses > 150 ? 1000 : random() % 12);

@@ -11,9 +11,10 @@
 namespace hearth::worker {
 namespace {
 
+constexpr std::string_view kPrefix = "layers.";
+
 // 3 of "layers.3.router.topk_ids" with the suffix ".router.topk_ids".
 std::optional<int> LayerOf(std::string_view name, std::string_view suffix, int n_layers) {
-  constexpr std::string_view kPrefix = "layers.";
   if (!name.starts_with(kPrefix) || !name.ends_with(suffix)) return std::nullopt;
   name.remove_prefix(kPrefix.size());
   name.remove_suffix(suffix.size());

@@ -21,11 +21,12 @@ ReplayStep Step(const std::vector<int32_t>& experts, bool is_prompt = false) {
   return step;
 }
 
+constexpr int kImpossible = -1;
+
 // The most hits, by trying every content that the rules allow after every step.
 uint64_t BruteForce(const CacheShape& shape, std::span<const ReplayStep> steps,
                     size_t first_counted) {
   const auto n_sets = size_t{1} << shape.n_keys();
-  constexpr int kImpossible = -1;
   std::vector<int> best(n_sets, kImpossible);
   best[0] = 0;
   for (size_t t = 0; t < steps.size(); ++t) {
@@ -137,6 +138,7 @@ TEST(Simulate, NoDemandPolicyBeatsTheOptimum) {
     std::set<int> keys;
     while (keys.size() < 5) keys.insert(static_cast<int>(random() % (random() % 3 == 0 ? 32 : 8)));
     ReplayStep step = Step({}, t % 50 == 0);
+    step.uses.reserve(keys.size());
     for (const int key : keys) step.uses.push_back({key / 16, key % 16, 1});
     steps.push_back(step);
   }

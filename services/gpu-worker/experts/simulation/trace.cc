@@ -27,11 +27,13 @@ absl::StatusOr<std::vector<int32_t>> ReadIds(const TensorView& tensor) {
   if (tensor.dtype != Dtype::kF32) {
     HEARTH_ASSIGN_OR_RETURN(const std::vector<int64_t> wide, ToIntegers(tensor));
     std::vector<int32_t> ids;
+    ids.reserve(wide.size());
     for (const int64_t id : wide) ids.push_back(id < 0 || id > INT32_MAX ? -1 : int32_t(id));
     return ids;
   }
   HEARTH_ASSIGN_OR_RETURN(const std::vector<float> values, ToFloats(tensor));
   std::vector<int32_t> ids;
+  ids.reserve(values.size());
   for (const float value : values) {
     const bool is_id = value >= 0 && value < 65536 && value == std::floor(value);
     ids.push_back(is_id ? static_cast<int32_t>(value) : -1);

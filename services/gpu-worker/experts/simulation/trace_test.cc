@@ -134,8 +134,7 @@ TEST_F(TraceTest, EarlyRouterIsTheNextLayersOnThisLayersOutput) {
   ASSERT_OK_AND_ASSIGN(const auto early, EarlyRouter::Read(*checkpoint));
   EXPECT_FALSE(early->HasLayer(0));
   EXPECT_FALSE(early->HasLayer(config.n_layers));
-  constexpr int kLayer = 2;
-  ASSERT_TRUE(early->HasLayer(kLayer));
+  ASSERT_TRUE(early->HasLayer(2));
   ASSERT_OK_AND_ASSIGN(const auto norm,
                        checkpoint->Vector("model.layers.2.post_attention_layernorm.weight"));
   ASSERT_OK_AND_ASSIGN(const OwnedLinear router, checkpoint->Linear("model.layers.2.mlp.gate"));
@@ -145,12 +144,13 @@ TEST_F(TraceTest, EarlyRouterIsTheNextLayersOnThisLayersOutput) {
   RoutingRecorder recorder(engine.get(), "tiny-a", "", early.get());
   const std::vector<int32_t> prompt = {5, 17, 3, 44, 9};
   ASSERT_OK(recorder.Run(prompt, {.max_tokens = 0, .max_batch_tokens = 3, .eos_ids = {}}));
-  const auto recorded = recorder.trace().early_ids[kLayer];
+  const auto recorded = recorder.trace().early_ids[2];
   ASSERT_EQ(recorded.size(), prompt.size() * static_cast<size_t>(config.experts_per_token));
   // The same from the formula: the router's logits of the normed output of layer 1.
   std::vector<float> hidden;
   engine->SetObserver([&](std::string_view name, int rows, int columns, const float* values) {
-    if (name == "layers.1.hidden") hidden.insert(hidden.end(), values, values + rows * columns);
+    if (name == "layers.1.hidden")
+      hidden.insert(hidden.end(), values, values + int64_t{rows} * columns);
   });
   const auto state = engine->NewSequence();
   StepLogits logits;
