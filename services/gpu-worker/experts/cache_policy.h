@@ -71,6 +71,9 @@ class CachePolicy {
   virtual void OnPrediction(CacheState* /*state*/, int /*layer*/,
                             std::span<const int32_t> /*ids*/) {}
 
+  // Slots were given by another policy since this one chose.
+  virtual void OnOtherChoices() {}
+
   // Appends at most `at_most` choices, what is expected to gain most first; no slot and no key
   // twice.
   virtual void Choose(CacheState* state, int at_most, std::vector<Choice>* choices) = 0;

@@ -176,6 +176,12 @@ void ExpertCache::SetPolicy(std::unique_ptr<CachePolicy> policy, double half_lif
   state_.heat.SetHalfLife(half_life_steps);
 }
 
+std::unique_ptr<CachePolicy> ExpertCache::ExchangePolicy(std::unique_ptr<CachePolicy> policy) {
+  HEARTH_CHECK(policy != nullptr);
+  policy->OnOtherChoices();
+  return std::exchange(policy_, std::move(policy));
+}
+
 void ExpertCache::CopyStatistics(CacheStatistics* statistics) const {
   statistics->policy = policy_->name();
   statistics->layers = layers_;

@@ -156,6 +156,37 @@ TEST(ExpertCache, PolicyChangesWhileRunningAndKeepsWhatIsThere) {
   EXPECT_EQ(admissions[0].evicted_expert, 0);
 }
 
+TEST(ExpertCache, APolicyThatIsPutBackHasForgottenNothingAndSeesWhatOthersGave) {
+  const CacheShape shape{.n_layers = 1, .n_experts = 600, .n_slots = 300};
+  auto cache = MakeCache(shape, "recency");
+  const auto use = [&](int first, int n) {
+    std::vector<ExpertUse> uses;
+    for (int expert = first; expert < first + n; ++expert) uses.push_back({0, expert});
+    Fill(*cache, uses);
+  };
+  use(0, 256);
+  use(256, 44);
+  use(300, 1);  // full: the policy has looked for the coldest slots, and knows 256
+  cache->Clear();
+  // Another policy fills the slots: the former warmest with experts that were never used.
+  PolicyOptions options;
+  for (int i = 0; i < 300; ++i) {
+    options.profile.push_back({0, i < 44 ? 400 + i : i - 44, static_cast<uint64_t>(1000 - i)});
+  }
+  auto filling = MakePolicy("profile", shape, options);
+  ASSERT_OK(filling);
+  auto in_force = cache->ExchangePolicy(*std::move(filling));
+  EXPECT_EQ(cache->policy_name(), "profile");
+  for (const Admission& admission : cache->PlanAdmissions(300)) cache->Publish(admission);
+  EXPECT_EQ(cache->ExchangePolicy(std::move(in_force))->name(), "profile");
+  EXPECT_EQ(cache->policy_name(), "recency");
+  Use(*cache, {{0, 500}});
+  const auto admissions = cache->PlanAdmissions(1);
+  ASSERT_EQ(admissions.size(), 1u);
+  EXPECT_EQ(admissions[0].expert, 500);
+  EXPECT_GE(admissions[0].evicted_expert, 400) << "an expert that was used had to go";
+}
+
 // Every operation in random order against a plain model of what must hold.
 class Model {
  public:

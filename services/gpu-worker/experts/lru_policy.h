@@ -22,6 +22,7 @@ class LruPolicy : public CachePolicy {
   void OnStep(CacheState* state, std::span<const ExpertUse> uses,
               std::span<const int32_t> missed) override;
   void Choose(CacheState* state, int at_most, std::vector<Choice>* choices) override;
+  void OnOtherChoices() override { choice_.Forget(); }
 
  protected:
   AdmissionReview review_;

@@ -47,6 +47,8 @@ class ColdestSlots {
   // This choice gives the slot, free or the one that Peek returned, to an expert of that rank.
   void Give(const CacheState& state, int32_t slot, float rank);
   void EndChoice();
+  // The slots were given by others: all are looked at next time.
+  void Forget() { is_known_ = false; }
 
  private:
   struct Entry {
@@ -78,6 +80,8 @@ class RankedChoice {
  public:
   void Choose(CacheState* state, std::span<const int32_t> candidates, const Ranks& ranks,
               float margin, int at_most, std::vector<CachePolicy::Choice>* choices);
+  // As ColdestSlots.
+  void Forget() { coldest_.Forget(); }
 
  private:
   struct Ranked {
