@@ -6,7 +6,8 @@ namespace hearth::worker {
 namespace {
 
 constexpr int kThreads = 256;
-enum Counter { kTicket, kMisses, kHeartbeat, kStepsDone };
+enum Counter { kTicket, kMisses, kHeartbeat, kStepsDone, kTimedOut };
+static_assert(kTimedOut == kTimedOutCounter && kTimedOut + 1 == kExchangeCounters);
 
 __device__ void StoreRelease(uint32_t* at, uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
@@ -115,7 +116,11 @@ __global__ void __launch_bounds__(kThreads)
     const uint32_t ticket = exchange.counters[kTicket];
     const uint64_t start = Nanoseconds();
     while (LoadAcquire(&exchange.request->answer) != ticket) {
-      if (Nanoseconds() - start < kAwaitNanoseconds) continue;
+      if (Nanoseconds() - start < exchange.await_nanoseconds &&
+          __ldcv(&exchange.counters[kTimedOut]) == 0) {
+        continue;
+      }
+      exchange.counters[kTimedOut] = 1;
       exchange.request->failed = 1;
       break;
     }
@@ -130,6 +135,11 @@ __global__ void __launch_bounds__(kThreads)
     v.x += sum.x, v.y += sum.y, v.z += sum.z, v.w += sum.w;
     to[i] = v;
   }
+}
+
+__global__ void BeatKernel(Exchange exchange) {
+  JoinChain();
+  exchange.request->heartbeat = ++exchange.counters[kHeartbeat];
 }
 
 __global__ void FinishKernel(Exchange exchange) {
@@ -180,6 +190,10 @@ cudaError_t AwaitExpertsCuda(const DispatchShape& shape, const Exchange& exchang
       AwaitKernel,
       {.grid = dim3(static_cast<unsigned>(shape.n_rows)), .threads = kThreads, .stream = stream},
       shape, exchange, out);
+}
+
+cudaError_t BeatCuda(const Exchange& exchange, cudaStream_t stream) {
+  return Launch(BeatKernel, {.grid = dim3(1), .threads = 1, .stream = stream}, exchange);
 }
 
 cudaError_t FinishStepCuda(const Exchange& exchange, cudaStream_t stream) {

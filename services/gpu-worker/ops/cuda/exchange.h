@@ -9,7 +9,7 @@
 //   AwaitExpertsCuda     waits until the ticket has been answered and adds the CPU's sums.
 //
 // Tickets count up by one a request; a layer without misses asks nothing and waits for nothing. A
-// wait ends after kAwaitNanoseconds with `failed` set, so that a GPU is never stuck.
+// wait ends after `await_nanoseconds` with `failed` set, so that a GPU is never stuck.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -32,23 +32,27 @@ struct MissRequest {
   int32_t layer = 0;
   int32_t n_rows = 0;
   int32_t n_misses = 0;
-  uint32_t heartbeat = 0;   // grows by one a dispatch
+  uint32_t heartbeat = 0;   // grows by one a dispatch or BeatCuda
   uint32_t steps_done = 0;  // grows by one a FinishStepCuda
   uint32_t failed = 0;      // a wait timed out: what was computed since is wrong
   uint32_t padding[9] = {};
   uint32_t answer = 0;  // the last ticket that was answered; the CPU writes it, after `sums`
 };
 
+// Tickets, misses of this layer, heartbeats, steps done, and whether a wait timed out: later ones
+// end at once until the last is zeroed.
+inline constexpr int kExchangeCounters = 5;
+inline constexpr int kTimedOutCounter = 4;
+inline constexpr uint64_t kAwaitNanoseconds = 20'000'000'000;
+
 struct Exchange {
   MissRequest* request = nullptr;  // pinned
   MissedPlace* misses = nullptr;   // pinned [max_rows * top_k], in any order
   float* h = nullptr;              // pinned [max_rows, width]
   float* sums = nullptr;           // pinned [max_rows, width]: weighted sums over a row's misses
-  uint32_t* counters = nullptr;    // device [4], zero at first: ticket, misses of this layer,
-                                   // heartbeat, steps done
+  uint32_t* counters = nullptr;    // device [kExchangeCounters], zero at first
+  uint64_t await_nanoseconds = kAwaitNanoseconds;
 };
-
-inline constexpr uint64_t kAwaitNanoseconds = 20'000'000'000;
 
 struct DispatchShape {
   int layer = 0;
@@ -103,6 +107,9 @@ cudaError_t RouteAndDispatchCuda(const DispatchShape& shape, const DecodeRouting
 // out [n_rows, width] += sums, where this layer had misses.
 cudaError_t AwaitExpertsCuda(const DispatchShape& shape, const Exchange& exchange, float* out,
                              cudaStream_t stream);
+
+// heartbeat += 1: a layer that dispatches nothing has been reached.
+cudaError_t BeatCuda(const Exchange& exchange, cudaStream_t stream);
 
 // steps_done += 1, after everything before it in the stream.
 cudaError_t FinishStepCuda(const Exchange& exchange, cudaStream_t stream);
