@@ -43,6 +43,9 @@ class ExpertSource {
   }
   virtual std::span<const std::byte> Memory() { return {}; }
   virtual uint64_t generation() { return 0; }
+  // Keeps what Memory() gives now where it is as long as it is held, also after a replacement:
+  // copies may still read it. Null where it lives as long as this.
+  virtual std::shared_ptr<const void> Hold() { return nullptr; }
   // An expert was used that was not asked for here, because the engine had a copy.
   virtual void CountUse(int layer, int expert) {
     static_cast<void>(layer), static_cast<void>(expert);

@@ -30,12 +30,14 @@ class AttachedExperts final : public ExpertSource {
   std::span<const std::byte> Packed(int layer, int expert) override;
   std::span<const std::byte> Memory() override;
   uint64_t generation() override { return generation_; }
+  std::shared_ptr<const void> Hold() override { return current_; }
   void CountUse(int layer, int expert) override;
 
   // Any thread: from the next step on, experts are read there. InvalidArgument if its layers and
   // experts are not this model's; FailedPrecondition for tiles where plain experts are needed.
   absl::Status Offer(std::shared_ptr<const SegmentReader> reader);
-  // Engine's thread, between steps: takes over what was offered last. The former mapping ends here.
+  // Engine's thread, between steps: takes over what was offered last. The former mapping ends here
+  // unless an engine holds it.
   void BeginStep();
 
   bool has_segment() const { return has_segment_; }

@@ -49,6 +49,25 @@ TEST_F(AttachedExpertsTest, FormerSegmentStaysForTheStepThatUsesIt) {
   EXPECT_NE(after.gate.data, before.gate.data);
 }
 
+TEST_F(AttachedExpertsTest, ASegmentThatIsHeldStaysWhenAnotherReplacesIt) {
+  AttachedExperts experts(3, 4);
+  EXPECT_EQ(experts.Hold(), nullptr);
+  std::shared_ptr<const SegmentReader> first = Segment();
+  const std::weak_ptr<const SegmentReader> watched = first;
+  ASSERT_OK(experts.Offer(std::move(first)));
+  experts.BeginStep();
+  std::shared_ptr<const void> held = experts.Hold();
+  const std::span<const std::byte> memory = experts.Memory();
+  const std::byte byte = memory.front();
+  ASSERT_OK(experts.Offer(Segment()));
+  experts.BeginStep();
+  EXPECT_NE(experts.Memory().data(), memory.data());
+  EXPECT_EQ(memory.front(), byte);  // still mapped
+  EXPECT_FALSE(watched.expired());
+  held.reset();
+  EXPECT_TRUE(watched.expired());
+}
+
 TEST_F(AttachedExpertsTest, SegmentOfAnotherModelIsRefused) {
   AttachedExperts experts(3, 5);
   EXPECT_THAT(experts.Offer(Segment()),

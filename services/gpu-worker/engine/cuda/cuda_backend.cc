@@ -586,7 +586,7 @@ absl::Status CudaBackend::Finish(float* logits) {
   }
   logits = std::ranges::copy(logits_host_, logits).out;
   std::copy_n(pinned_logits_.as<float>(), pending_logits_, logits);
-  experts_.EndPrompt(choices, rows_.total(), config_.experts_per_token);
+  experts_.EndPrompt(choices, rows_.total(), config_.experts_per_token, is_streaming());
   return absl::OkStatus();
 }
 

@@ -30,7 +30,7 @@ DeviceExperts::DeviceExperts(const ModelConfig& config, const SlotLayout& layout
 
 DeviceExperts::~DeviceExperts() {
   Land(true);
-  if (!registered_.empty()) cudaHostUnregister(const_cast<std::byte*>(registered_.data()));
+  ReleaseSegment();
 }
 
 uint64_t DeviceExperts::ExtraBytes(const ModelConfig& config, const SlotLayout& layout) {
@@ -65,8 +65,11 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(const Model
       cudaMemset(made->table_.data(), 0, static_cast<size_t>(made->table_.bytes())), "memset"));
   HEARTH_RETURN_IF_ERROR(CudaStatus(made->lists_.Allocate(n_keys), "the experts' lists"));
   made->host_table_.resize(static_cast<size_t>(n_keys));
+  made->update_of_.assign(static_cast<size_t>(n_keys), -1);
+  made->packed_.resize(static_cast<size_t>(n_keys));
+  made->rows_of_.resize(static_cast<size_t>(config.n_experts));
   HEARTH_RETURN_IF_ERROR(
-      made->pinned_updates_.Allocate(static_cast<uint64_t>(2 * n_keys) * sizeof(SlotUpdate)));
+      made->pinned_updates_.Allocate(static_cast<uint64_t>(n_keys) * sizeof(SlotUpdate)));
   HEARTH_RETURN_IF_ERROR(
       made->pinned_lists_.Allocate(static_cast<uint64_t>(n_keys) * sizeof(PrefillExpert)));
   made->n_cached_.resize(static_cast<size_t>(config.n_layers));
@@ -83,12 +86,21 @@ void DeviceExperts::Update(int layer, int expert, const uint8_t* slot) {
   const auto index = int64_t{layer} * n_experts_ + expert;
   host_table_[static_cast<size_t>(index)] = slot;
   // Two changes of one entry in one launch would race.
-  const auto same = std::ranges::find(updates_, index, &SlotUpdate::index);
-  if (same != updates_.end()) {
-    same->slot = slot;
-  } else {
+  int32_t& update = update_of_[static_cast<size_t>(index)];
+  if (update < 0) {
+    update = static_cast<int32_t>(updates_.size());
     updates_.push_back({slot, index});
+  } else {
+    updates_[static_cast<size_t>(update)].slot = slot;
   }
+}
+
+// Nothing reads the segment's memory any more; it may go.
+void DeviceExperts::ReleaseSegment() {
+  if (copies_.get() != nullptr) cudaStreamSynchronize(copies_.get());
+  if (!registered_.empty()) cudaHostUnregister(const_cast<std::byte*>(registered_.data()));
+  registered_ = {};
+  held_.reset();
 }
 
 absl::Status DeviceExperts::FollowSegment() {
@@ -100,8 +112,8 @@ absl::Status DeviceExperts::FollowSegment() {
     if (host_table_[i] == nullptr) continue;
     Update(static_cast<int>(i) / n_experts_, static_cast<int>(i) % n_experts_, nullptr);
   }
-  if (!registered_.empty()) cudaHostUnregister(const_cast<std::byte*>(registered_.data()));
-  registered_ = {};
+  ReleaseSegment();
+  held_ = experts_.Hold();
   generation_ = generation;
   const std::span<const std::byte> memory = experts_.Memory();
   if (!memory.empty()) {
@@ -125,31 +137,38 @@ void DeviceExperts::Fill() {
       all.push_back({layer, expert, static_cast<uint64_t>(n_experts_ - expert)});
     }
   }
-  const std::string policy(cache_->policy_name());
-  if (!cache_->SetPolicy("profile", {.profile = std::move(all)}).ok()) return;
+  auto filling = MakePolicy("profile", cache_->shape(), {.profile = std::move(all)});
+  if (!filling.ok()) return;
+  auto in_force = cache_->ExchangePolicy(*std::move(filling));
   Start(cache_->PlanAdmissions(cache_->shape().n_slots));
   Land(true);
-  cache_->SetPolicy(policy, {}).IgnoreError();  // it was in force before
+  cache_->ExchangePolicy(std::move(in_force));
+}
+
+// False where the expert can't be had now, or the device fails.
+bool DeviceExperts::StartCopy(const Admission& admission) {
+  const std::span<const std::byte> packed = experts_.Packed(admission.layer, admission.expert);
+  if (!Fits(packed) || cudaMemcpyAsync(SlotAt(admission.slot), packed.data(), packed.size(),
+                                       cudaMemcpyHostToDevice, copies_.get()) != cudaSuccess) {
+    return false;
+  }
+  pcie_bytes_ += packed.size();
+  return true;
 }
 
 void DeviceExperts::Start(std::vector<Admission> admissions) {
   if (admissions.empty()) return;
   Flight flight;
-  bool failed = flight.done.Create() != cudaSuccess;
+  const bool has_event = flight.done.Create() == cudaSuccess;
   for (const Admission& admission : admissions) {
     if (admission.evicted_layer >= 0) {
       Update(admission.evicted_layer, admission.evicted_expert, nullptr);
     }
-    const std::span<const std::byte> packed = experts_.Packed(admission.layer, admission.expert);
-    failed = failed || !Fits(packed) ||
-             cudaMemcpyAsync(SlotAt(admission.slot), packed.data(), packed.size(),
-                             cudaMemcpyHostToDevice, copies_.get()) != cudaSuccess;
-    if (failed) {
+    if (has_event && StartCopy(admission)) {
+      flight.admissions.push_back(admission);
+    } else {
       cache_->Abandon(admission);
-      continue;
     }
-    pcie_bytes_ += packed.size();
-    flight.admissions.push_back(admission);
   }
   if (flight.admissions.empty()) return;
   if (cudaEventRecord(flight.done.get(), copies_.get()) != cudaSuccess) {
@@ -183,42 +202,52 @@ absl::Status DeviceExperts::BeginStep(cudaStream_t stream) {
   std::ranges::copy(updates_, pinned_updates_.as<SlotUpdate>());
   const cudaError_t error = UpdateSlotsCuda(
       pinned_updates_.as<SlotUpdate>(), static_cast<int>(updates_.size()), table_.data(), stream);
+  for (const SlotUpdate& update : updates_) update_of_[static_cast<size_t>(update.index)] = -1;
   updates_.clear();
   return CudaStatus(error, "the experts' table");
 }
 
-std::vector<ExpertUse> DeviceExperts::UsesOf(std::span<const int32_t> choices, int n_rows,
-                                             int top_k) const {
-  std::vector<ExpertUse> uses;
-  std::vector<int32_t> rows(static_cast<size_t>(n_experts_));
+const std::vector<ExpertUse>& DeviceExperts::UsesOf(std::span<const int32_t> choices, int n_rows,
+                                                    int top_k) {
+  uses_.clear();
   const auto n_places = static_cast<size_t>(n_rows * top_k);
   for (int layer = 0; layer < n_layers_; ++layer) {
     if (!has_experts_[static_cast<size_t>(layer)]) continue;
     const auto chosen = choices.subspan(static_cast<size_t>(layer) * n_places, n_places);
     for (const int32_t expert : chosen) {
-      if (expert >= 0) ++rows[static_cast<size_t>(expert)];
+      if (expert >= 0) ++rows_of_[static_cast<size_t>(expert)];
     }
     for (const int32_t expert : chosen) {
-      if (expert < 0 || rows[static_cast<size_t>(expert)] == 0) continue;
-      uses.push_back({layer, expert, std::exchange(rows[static_cast<size_t>(expert)], 0)});
+      if (expert < 0 || rows_of_[static_cast<size_t>(expert)] == 0) continue;
+      uses_.push_back({layer, expert, std::exchange(rows_of_[static_cast<size_t>(expert)], 0)});
     }
   }
-  return uses;
+  return uses_;
 }
 
-void DeviceExperts::EndDecode(std::span<const int32_t> choices, int n_rows, int top_k) {
-  const std::vector<ExpertUse> uses = UsesOf(choices, n_rows, top_k);
+// The others were asked for by Get, which counts them.
+void DeviceExperts::CountCached(const std::vector<ExpertUse>& uses) {
   for (const ExpertUse& use : uses) {
     if (cache_->SlotOf(use.layer, use.expert) >= 0) experts_.CountUse(use.layer, use.expert);
   }
+}
+
+void DeviceExperts::EndDecode(std::span<const int32_t> choices, int n_rows, int top_k) {
+  const std::vector<ExpertUse>& uses = UsesOf(choices, n_rows, top_k);
+  CountCached(uses);
   cache_->RecordStep(uses);
   Land(false);
   if (layout_.can_cache) Start(cache_->PlanAdmissions(kAdmissionsAStep));
 }
 
-void DeviceExperts::EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k) {
-  const std::vector<ExpertUse> uses = UsesOf(choices, n_rows, top_k);
-  for (const ExpertUse& use : uses) experts_.CountUse(use.layer, use.expert);
+void DeviceExperts::EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k,
+                              bool was_streamed) {
+  const std::vector<ExpertUse>& uses = UsesOf(choices, n_rows, top_k);
+  if (was_streamed) {
+    for (const ExpertUse& use : uses) experts_.CountUse(use.layer, use.expert);
+  } else {
+    CountCached(uses);
+  }
   cache_->RecordPrompt(uses, n_rows);
   Land(false);
   if (layout_.can_cache) Start(cache_->PlanAdmissions(kAdmissionsAPrompt));
@@ -229,27 +258,36 @@ absl::Status DeviceExperts::PrepareLists(bool stream_others, cudaStream_t stream
   for (int layer = 0; layer < n_layers_; ++layer) {
     const auto l = static_cast<size_t>(layer);
     if (!has_experts_[l]) continue;
-    PrefillExpert* list = lists + int64_t{layer} * n_experts_;
+    const size_t first_key = l * static_cast<size_t>(n_experts_);
+    PrefillExpert* list = lists + first_key;
     int n = 0;
     for (int e = 0; e < n_experts_; ++e) {
-      const uint8_t* slot =
-          host_table_[l * static_cast<size_t>(n_experts_) + static_cast<size_t>(e)];
+      const uint8_t* slot = host_table_[first_key + static_cast<size_t>(e)];
       if (slot != nullptr) list[n++] = {slot, e};
     }
     n_cached_[l] = n;
     for (int e = 0; stream_others && e < n_experts_; ++e) {
-      if (host_table_[l * static_cast<size_t>(n_experts_) + static_cast<size_t>(e)] != nullptr) {
-        continue;
-      }
-      if (!Fits(experts_.Packed(layer, e))) {
+      const size_t key = first_key + static_cast<size_t>(e);
+      if (host_table_[key] != nullptr) continue;
+      const std::span<const std::byte> packed = experts_.Packed(layer, e);
+      if (!Fits(packed)) {
         return absl::UnavailableError(
             absl::StrCat("layer ", layer, " expert ", e, " cannot be read from the store now"));
       }
+      packed_[key] = packed.data();
       list[n++] = {nullptr, e};
     }
     n_listed_[l] = n;
   }
-  // Where streamed ones will lie: buffers follow each other in turn over all layers.
+  PlaceStreamed();
+  return CudaStatus(cudaMemcpyAsync(lists_.data(), lists, static_cast<size_t>(lists_.bytes()),
+                                    cudaMemcpyHostToDevice, stream),
+                    "the experts' lists");
+}
+
+// Where streamed experts will lie: buffers follow each other in turn over all layers.
+void DeviceExperts::PlaceStreamed() {
+  auto* lists = pinned_lists_.as<PrefillExpert>();
   next_buffer_ = 0;
   int buffer = 0;
   for (int layer = 0; layer < n_layers_; ++layer) {
@@ -263,9 +301,6 @@ absl::Status DeviceExperts::PrepareLists(bool stream_others, cudaStream_t stream
       buffer = (buffer + 1) % kBuffers;
     }
   }
-  return CudaStatus(cudaMemcpyAsync(lists_.data(), lists, static_cast<size_t>(lists_.bytes()),
-                                    cudaMemcpyHostToDevice, stream),
-                    "the experts' lists");
 }
 
 DeviceExperts::List DeviceExperts::Cached(int layer) const {
@@ -275,15 +310,15 @@ DeviceExperts::List DeviceExperts::Cached(int layer) const {
 cudaError_t DeviceExperts::CopyGroup(int layer, int first, int n, int buffer) {
   const PrefillExpert* list =
       pinned_lists_.as<PrefillExpert>() + int64_t{layer} * n_experts_ + first;
+  const std::byte* const* packed = packed_.data() + int64_t{layer} * n_experts_;
   uint8_t* to = staging_.data() + int64_t{buffer} * kGroup * static_cast<int64_t>(layout_.stride);
   cudaError_t error = cudaStreamWaitEvent(copies_.get(), used_[buffer].get());
   for (int i = 0; i < n && error == cudaSuccess;) {
     // Experts that follow each other in the segment are one copy.
-    const std::byte* from = experts_.Packed(layer, list[i].expert).data();
-    if (from == nullptr) return cudaErrorInvalidValue;
+    const std::byte* from = packed[list[i].expert];
     int run = 1;
-    while (i + run < n && experts_.Packed(layer, list[i + run].expert).data() ==
-                              from + static_cast<size_t>(run) * layout_.stride) {
+    while (i + run < n &&
+           packed[list[i + run].expert] == from + static_cast<size_t>(run) * layout_.stride) {
       ++run;
     }
     const size_t bytes = static_cast<size_t>(run - 1) * layout_.stride + layout_.bytes;

@@ -43,7 +43,7 @@ class DeviceExperts {
   // After a step that has ended: its choices [n_layers, n_rows * top_k] (-1: none) go to the books,
   // and copies start.
   void EndDecode(std::span<const int32_t> choices, int n_rows, int top_k);
-  void EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k);
+  void EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k, bool was_streamed);
 
   // [E] on the device.
   const uint8_t* const* Slots(int layer) const { return table_.data() + layer * n_experts_; }
@@ -78,12 +78,16 @@ class DeviceExperts {
   }
   bool Fits(std::span<const std::byte> packed) const { return FitsSlot(layout_, packed); }
   void Update(int layer, int expert, const uint8_t* slot);
+  bool StartCopy(const Admission& admission);
+  void ReleaseSegment();
   absl::Status FollowSegment();
   void Fill();
   void Land(bool wait);
   void Start(std::vector<Admission> admissions);
   cudaError_t CopyGroup(int layer, int first, int n, int buffer);
-  std::vector<ExpertUse> UsesOf(std::span<const int32_t> choices, int n_rows, int top_k) const;
+  const std::vector<ExpertUse>& UsesOf(std::span<const int32_t> choices, int n_rows, int top_k);
+  void CountCached(const std::vector<ExpertUse>& uses);
+  void PlaceStreamed();
 
   const int n_layers_, n_experts_;
   std::vector<bool> has_experts_;
@@ -95,18 +99,24 @@ class DeviceExperts {
   DeviceBuffer<const uint8_t*> table_;      // [n_layers, E]
   std::vector<const uint8_t*> host_table_;  // as table_ will be after the updates
   std::vector<SlotUpdate> updates_;
+  std::vector<int32_t> update_of_;  // [n_layers, E]: place in updates_; -1: none
   PinnedBuffer pinned_updates_;
   DeviceBuffer<PrefillExpert> lists_;  // [n_layers, E]: those here, then those to stream
   PinnedBuffer pinned_lists_;
   std::vector<int> n_cached_, n_listed_;  // [n_layers]
+  std::vector<const std::byte*> packed_;  // [n_layers, E]: where the listed to stream come from
 
   Stream copies_;
   Event staged_[kBuffers], used_[kBuffers];
   int next_buffer_ = 0;
   std::deque<Flight> flights_;
   uint64_t generation_ = 0;
+  std::shared_ptr<const void> held_;  // the segment of generation_, which copies still read
   std::span<const std::byte> registered_;
   uint64_t pcie_bytes_ = 0;
+  // Scratch of UsesOf.
+  std::vector<ExpertUse> uses_;
+  std::vector<int32_t> rows_of_;  // [E]
 };
 
 template <typename Use>
