@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -97,6 +98,8 @@ struct EngineOptions {
   uint64_t vram_bytes = 0;    // all that it may use of the card; 0: what is free less a reserve
   int64_t expert_slots = -1;  // experts kept in VRAM; -1: as many as the rest of vram_bytes holds
   std::string cache_policy = {};  // empty: the best known
+  // How long a step waits for the CPU's experts before it fails (Internal).
+  std::chrono::nanoseconds expert_wait = std::chrono::seconds(20);
 };
 
 // One sequence's memory: KV pages of the attention layers, delta-net and convolution states of the

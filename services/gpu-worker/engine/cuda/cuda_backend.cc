@@ -178,7 +178,15 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
   return error();
 }
 
+void CudaBackend::Zero(const CudaSequence& sequence) {
+  Keep(cudaMemsetAsync(state_->Sequence(sequence.place()), 0,
+                       static_cast<size_t>(state_->shape().sequence_floats()) * sizeof(float),
+                       stream_.get()),
+       "a new sequence");
+}
+
 absl::Status CudaBackend::Begin(const Batch& batch) {
+  HEARTH_RETURN_IF_ERROR(error());
   batch_ = &batch;
   rows_ = {static_cast<int>(batch.items.size()), batch.items.front().rows.size()};
   const int64_t rows = shape_.max_rows;
@@ -493,6 +501,7 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
          "imposed routing");
   }
   if (streams) {
+    Keep(BeatCuda(misses_.exchange(), stream_.get()), "heartbeat");
     Keep(cudaMemcpyAsync(ChoicesOf(routing), choice_ids_, static_cast<size_t>(n_places) * 4,
                          cudaMemcpyDeviceToHost, stream_.get()),
          "choices");

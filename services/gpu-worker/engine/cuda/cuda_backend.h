@@ -70,6 +70,11 @@ class CudaBackend final : public Backend {
   const RouterChoice& Choice() override;
 
   cudaStream_t stream() const { return stream_.get(); }
+  // Zeroes a new sequence's states; an error is the next step's.
+  void Zero(const CudaSequence& sequence);
+  // After a step that failed: waits until nothing of it runs, so that buffers and slots can be
+  // written again.
+  void Settle() { misses_.Settle(stream_.get()); }
   // While a graph is being captured nothing may wait.
   void SetCapturing(bool capturing) { is_capturing_ = capturing; }
   // Positions that the captured attention can serve: a power of two above the batch's.

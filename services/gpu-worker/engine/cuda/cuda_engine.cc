@@ -38,6 +38,13 @@ constexpr uint64_t kReserveBytes = uint64_t{1} << 30;
 // Prompts of more rows have their experts streamed; fewer share the work with the CPU.
 constexpr int kExchangeRows = 192;
 
+// Rows of logits that the item wants.
+size_t RowsOf(const StepItem& item) {
+  return item.logits == LogitsWanted::kAll
+             ? item.tokens.size()
+             : static_cast<size_t>(item.logits == LogitsWanted::kLast);
+}
+
 class CudaEngine final : public Engine {
  public:
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const Checkpoint& checkpoint,
@@ -76,9 +83,14 @@ class CudaEngine final : public Engine {
   absl::Status Init(const Checkpoint& checkpoint, ExpertSource* experts);
   absl::StatusOr<VramPlan> Plan(const SlotLayout& layout, const DeviceStateShape& shape,
                                 const CudaBackendShape& backend_shape);
-  absl::Status MakeOps(ExpertSource* experts);
-  // Items [begin, end) decode together, or one item's rows [first, first + n) are read.
-  absl::Status Decode(std::span<const StepItem> items, float* logits);
+  absl::Status MakeOps();
+  struct DecodeItem {
+    StepItem item;
+    float* logits = nullptr;  // where they go
+  };
+  absl::Status RunItems(std::span<const StepItem> items, float* logits);
+  // Items decode together, or one item's rows are read.
+  absl::Status Decode(std::span<const DecodeItem> items);
   absl::Status Read(const StepItem& item, float* logits);
   absl::Status RunBatch(const Batch& batch, float* logits);
   absl::Status RunGraph(const Batch& batch, float* logits);
@@ -99,6 +111,9 @@ class CudaEngine final : public Engine {
   std::unique_ptr<Forward> forward_;
   std::map<std::pair<int, int64_t>, GraphExec> graphs_;  // by rows and position bucket
   std::unique_ptr<TierBoard> board_;
+  // Scratch of a step.
+  std::vector<DecodeItem> decodes_;
+  std::vector<float> scattered_;
   std::atomic<uint64_t> steps_{0};
 };
 
@@ -110,7 +125,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CudaEngine::Create(const Checkpoint& che
   return engine;
 }
 
-absl::Status CudaEngine::MakeOps(ExpertSource* experts) {
+absl::Status CudaEngine::MakeOps() {
   parallel_ = std::make_unique<Parallel>(ThreadPoolOptions{
       .n_threads = options_.n_threads, .spin_microseconds = kSpinMicroseconds, .pin = true});
   const Kernels* kernels = options_.exact ? nullptr : FindKernels(options_.isa);
@@ -123,7 +138,6 @@ absl::Status CudaEngine::MakeOps(ExpertSource* experts) {
   } else {
     ops_ = std::make_unique<ExactOps>(parallel_.get());
   }
-  static_cast<void>(experts);
   return absl::OkStatus();
 }
 
@@ -184,11 +198,14 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
   HEARTH_ASSIGN_OR_RETURN(device_weights_,
                           UploadWeights(weights_, layout, options_.exact, options_.n_threads));
   HEARTH_ASSIGN_OR_RETURN(state_, DeviceState::Create(shape));
-  HEARTH_RETURN_IF_ERROR(MakeOps(experts));
+  HEARTH_RETURN_IF_ERROR(MakeOps());
   HEARTH_ASSIGN_OR_RETURN(
-      misses_, MissServer::Create(
-                   {backend_shape.exchange_rows, config_.experts_per_token, config_.hidden_size},
-                   ops_.get(), parallel_.get(), experts));
+      misses_,
+      MissServer::Create({.max_rows = backend_shape.exchange_rows,
+                          .top_k = config_.experts_per_token,
+                          .width = config_.hidden_size,
+                          .await_nanoseconds = static_cast<uint64_t>(options_.expert_wait.count())},
+                         ops_.get(), parallel_.get(), experts));
   HEARTH_ASSIGN_OR_RETURN(experts_, DeviceExperts::Create(config_, layout, experts, plan.n_slots,
                                                           options_.cache_policy));
   HEARTH_ASSIGN_OR_RETURN(backend_,
@@ -199,14 +216,15 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
   for (const VramPart& part : plan.parts) parts.push_back({"vram", part.name, part.bytes});
   board_ = std::make_unique<TierBoard>(experts_->cache().shape(), PolicyOptions{}, layout.bytes,
                                        std::move(parts));
-  return backend_->error();
+  HEARTH_RETURN_IF_ERROR(backend_->error());
+  // What was cleared and copied so far ran on another stream than the steps will.
+  return CudaStatus(cudaDeviceSynchronize(), "starting");
 }
 
 std::unique_ptr<SequenceState> CudaEngine::NewSequence() {
   auto sequence = std::make_unique<CudaSequence>(state_);
   if (sequence->place() >= 0) {
-    cudaMemsetAsync(state_->Sequence(sequence->place()), 0,
-                    static_cast<size_t>(state_->shape().sequence_floats()) * 4, backend_->stream());
+    backend_->Zero(*sequence);
   }
   return sequence;
 }
@@ -214,44 +232,39 @@ std::unique_ptr<SequenceState> CudaEngine::NewSequence() {
 absl::Status CudaEngine::Step(std::span<const StepItem> items, StepLogits* logits) {
   HEARTH_RETURN_IF_ERROR(CheckStep(*this, items, options_.max_batch_tokens));
   const auto vocabulary = static_cast<size_t>(config_.vocab_size);
-  std::vector<StepItem> decodes;
-  std::vector<size_t> decode_rows;  // of the logits
-  logits->n_rows = 0;
+  size_t n_rows = 0;
   for (const StepItem& item : items) {
     if (static_cast<const CudaSequence*>(item.state)->place() < 0) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "the GPU keeps the states of ", options_.max_sequences, " sequences and all are taken"));
     }
-    logits->n_rows += item.logits == LogitsWanted::kAll    ? static_cast<int>(item.tokens.size())
-                      : item.logits == LogitsWanted::kLast ? 1
-                                                           : 0;
+    n_rows += RowsOf(item);
   }
-  logits->values.resize(static_cast<size_t>(logits->n_rows) * vocabulary);
-  // Prompts first: their logits and those of the decodes go where the items' order wants them.
+  logits->n_rows = static_cast<int>(n_rows);
+  logits->values.resize(n_rows * vocabulary);
+  const absl::Status status = RunItems(items, logits->values.data());
+  // What is left of a failed step must not meet the next one.
+  if (!status.ok()) backend_->Settle();
+  return status;
+}
+
+// Prompts as they come, one by one; then what decodes, together.
+absl::Status CudaEngine::RunItems(std::span<const StepItem> items, float* logits) {
+  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
+  decodes_.clear();
   size_t row = 0;
   for (const StepItem& item : items) {
+    float* const to = logits + row * vocabulary;
+    row += RowsOf(item);
     if (item.tokens.size() == 1) {
-      decodes.push_back(item);
-      decode_rows.push_back(row);
-      row += item.logits == LogitsWanted::kNone ? 0 : 1;
-      continue;
+      decodes_.push_back({item, to});
+    } else {
+      HEARTH_RETURN_IF_ERROR(Read(item, to));
     }
-    HEARTH_RETURN_IF_ERROR(Read(item, logits->values.data() + row * vocabulary));
-    row += item.logits == LogitsWanted::kAll    ? item.tokens.size()
-           : item.logits == LogitsWanted::kLast ? 1
-                                                : 0;
   }
-  for (size_t first = 0; first < decodes.size(); first += kDecodeRows) {
-    const auto n = std::min<size_t>(kDecodeRows, decodes.size() - first);
-    const std::span group = std::span(decodes).subspan(first, n);
-    std::vector<float> values(n * vocabulary);
-    HEARTH_RETURN_IF_ERROR(Decode(group, values.data()));
-    const float* from = values.data();
-    for (size_t i = 0; i < n; ++i) {
-      if (group[i].logits == LogitsWanted::kNone) continue;
-      std::copy_n(from, vocabulary, logits->values.data() + decode_rows[first + i] * vocabulary);
-      from += vocabulary;
-    }
+  for (size_t first = 0; first < decodes_.size(); first += kDecodeRows) {
+    const auto n = std::min<size_t>(kDecodeRows, decodes_.size() - first);
+    HEARTH_RETURN_IF_ERROR(Decode(std::span(decodes_).subspan(first, n)));
   }
   return absl::OkStatus();
 }
@@ -271,10 +284,29 @@ void CudaEngine::AddRows(const StepItem& item, size_t first, size_t n, Batch* ba
   }
 }
 
-absl::Status CudaEngine::Decode(std::span<const StepItem> items, float* logits) {
+absl::Status CudaEngine::Decode(std::span<const DecodeItem> items) {
+  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
   Batch batch;
-  for (const StepItem& item : items) AddRows(item, 0, 1, &batch);
-  return forward_->has_observer() ? RunBatch(batch, logits) : RunGraph(batch, logits);
+  for (const DecodeItem& decode : items) AddRows(decode.item, 0, 1, &batch);
+  // The backend gives the wanted rows one behind the other: here, unless a prompt's lie between.
+  float* const first = items.front().logits;
+  bool is_together = true;
+  size_t n_rows = 0;
+  for (const DecodeItem& decode : items) {
+    is_together = is_together && decode.logits == first + n_rows * vocabulary;
+    n_rows += RowsOf(decode.item);
+  }
+  if (!is_together) scattered_.resize(n_rows * vocabulary);
+  float* const to = is_together ? first : scattered_.data();
+  HEARTH_RETURN_IF_ERROR(forward_->has_observer() ? RunBatch(batch, to) : RunGraph(batch, to));
+  if (is_together) return absl::OkStatus();
+  const float* from = to;
+  for (const DecodeItem& decode : items) {
+    if (RowsOf(decode.item) == 0) continue;
+    std::copy_n(from, vocabulary, decode.logits);
+    from += vocabulary;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CudaEngine::Read(const StepItem& item, float* logits) {
@@ -383,8 +415,9 @@ absl::Status CudaEngine::FillContext(SequenceState* state, int64_t n_tokens, uin
   const bool is_f32 = shape.kv_type == KvType::kF32;
   const void* values = is_f32 ? static_cast<const void*>(page.data()) : rounded.data();
   const size_t page_bytes = n_values * static_cast<size_t>(shape.kv_value_bytes());
-  cudaError_t error = cudaMemcpy(state_->Sequence(sequence.place()), states.data(),
-                                 states.size() * 4, cudaMemcpyHostToDevice);
+  cudaError_t error =
+      cudaMemcpyAsync(state_->Sequence(sequence.place()), states.data(), states.size() * 4,
+                      cudaMemcpyHostToDevice, backend_->stream());
   for (int layer = 0; layer < shape.attention_layers; ++layer) {
     for (const int32_t number : sequence.pages()) {
       for (void* pool : {state_->Keys(layer), state_->Values(layer)}) {

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <span>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "services/gpu-worker/ops/cuda/cuda_status.h"
 
@@ -31,8 +32,10 @@ absl::StatusOr<std::unique_ptr<MissServer>> MissServer::Create(const Shape& shap
   const uint64_t miss_bytes = rows * static_cast<uint64_t>(shape.top_k) * sizeof(MissedPlace);
   constexpr uint64_t kRequestBytes = 4096;
   HEARTH_RETURN_IF_ERROR(server->memory_.Allocate(kRequestBytes + 2 * row_bytes + miss_bytes));
-  HEARTH_RETURN_IF_ERROR(CudaStatus(server->counters_.Allocate(4), "counters"));
-  HEARTH_RETURN_IF_ERROR(CudaStatus(cudaMemset(server->counters_.data(), 0, 16), "memset"));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(server->counters_.Allocate(kExchangeCounters), "counters"));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(
+      cudaMemset(server->counters_.data(), 0, static_cast<size_t>(server->counters_.bytes())),
+      "memset"));
   auto* at = server->memory_.as<std::byte>();
   Exchange& exchange = server->exchange_;
   exchange.request = new (at) MissRequest;
@@ -40,6 +43,7 @@ absl::StatusOr<std::unique_ptr<MissServer>> MissServer::Create(const Shape& shap
   exchange.sums = reinterpret_cast<float*>(at + kRequestBytes + row_bytes);
   exchange.misses = reinterpret_cast<MissedPlace*>(at + kRequestBytes + 2 * row_bytes);
   exchange.counters = server->counters_.data();
+  exchange.await_nanoseconds = shape.await_nanoseconds;
   return server;
 }
 
@@ -66,12 +70,23 @@ absl::Status MissServer::ServeUntil(cudaStream_t stream, const std::function<boo
   return error_;
 }
 
+void MissServer::Settle(cudaStream_t stream) {
+  // Errors of the step are known already, and those of the GPU stay.
+  ServeUntil(stream, [stream] {
+    return cudaStreamQuery(stream) != cudaErrorNotReady;
+  }).IgnoreError();
+  if (Acquire(exchange_.request->failed) == 0) return;
+  std::atomic_ref<uint32_t>(exchange_.request->failed).store(0, std::memory_order_relaxed);
+  cudaMemsetAsync(exchange_.counters + kTimedOutCounter, 0, sizeof(uint32_t), stream);
+}
+
 bool MissServer::ServeOne() {
   const uint32_t ticket = Acquire(exchange_.request->ticket);
   if (ticket == answered_) return false;
-  const MissRequest& request = *exchange_.request;
   const auto start = std::chrono::steady_clock::now();
-  const absl::Status status = Compute(request);
+  Request request;
+  absl::Status status = ReadRequest(&request);
+  if (status.ok()) status = Compute(request);
   if (!status.ok()) {
     std::fill_n(exchange_.sums, int64_t{request.n_rows} * shape_.width, 0.f);
     if (error_.ok()) error_ = status;
@@ -84,21 +99,38 @@ bool MissServer::ServeOne() {
   return true;
 }
 
-absl::Status MissServer::Compute(const MissRequest& request) {
-  const int top_k = shape_.top_k;
-  const auto n_places = static_cast<size_t>(request.n_rows) * static_cast<size_t>(top_k);
-  const std::span<MissedPlace> misses(exchange_.misses, static_cast<size_t>(request.n_misses));
-  std::ranges::sort(misses, [](const MissedPlace& a, const MissedPlace& b) {
+// Sorted by experts into misses_.
+absl::Status MissServer::ReadRequest(Request* request) {
+  const MissRequest asked = *exchange_.request;
+  const int n_places = asked.n_rows * shape_.top_k;
+  if (asked.n_rows < 1 || asked.n_rows > shape_.max_rows || asked.n_misses < 1 ||
+      asked.n_misses > n_places) {
+    return absl::InternalError(absl::StrCat("the GPU asked for ", asked.n_misses, " places of ",
+                                            asked.n_rows, " rows, at most ", shape_.max_rows));
+  }
+  *request = {asked.layer, asked.n_rows};
+  misses_.assign(exchange_.misses, exchange_.misses + asked.n_misses);
+  for (const MissedPlace& miss : misses_) {
+    if (miss.place >= 0 && miss.place < n_places) continue;
+    return absl::InternalError(absl::StrCat("the GPU asked for place ", miss.place));
+  }
+  std::ranges::sort(misses_, [](const MissedPlace& a, const MissedPlace& b) {
     return a.expert != b.expert ? a.expert < b.expert : a.place < b.place;
   });
+  return absl::OkStatus();
+}
+
+absl::Status MissServer::Compute(const Request& request) {
+  const int top_k = shape_.top_k;
+  const auto n_places = static_cast<size_t>(request.n_rows) * static_cast<size_t>(top_k);
   choice_.ids.assign(n_places, -1);
   choice_.weights.assign(n_places, 0);
   size_t n_work = 0;
-  for (size_t i = 0; i < misses.size(); ++i) {
-    const MissedPlace& miss = misses[i];
+  for (size_t i = 0; i < misses_.size(); ++i) {
+    const MissedPlace& miss = misses_[i];
     choice_.ids[static_cast<size_t>(miss.place)] = miss.expert;
     choice_.weights[static_cast<size_t>(miss.place)] = miss.weight;
-    if (i == 0 || misses[i - 1].expert != miss.expert) {
+    if (i == 0 || misses_[i - 1].expert != miss.expert) {
       if (work_.size() == n_work) work_.emplace_back();
       ExpertWork& work = work_[n_work++];
       HEARTH_ASSIGN_OR_RETURN(work.expert, experts_.Get(request.layer, miss.expert));

@@ -21,11 +21,11 @@ namespace hearth::worker {
 
 class MissServer {
  public:
-  // `kernels` null: float32.
   struct Shape {
     int max_rows = 0;
     int top_k = 0;
     int width = 0;
+    uint64_t await_nanoseconds = kAwaitNanoseconds;  // how long the GPU waits for an answer
   };
   static absl::StatusOr<std::unique_ptr<MissServer>> Create(const Shape& shape, Ops* ops,
                                                             Parallel* parallel,
@@ -37,6 +37,9 @@ class MissServer {
   // `stream`) or a wait that timed out; else the first error of an expert, while the GPU got zeros
   // for it, so that the step ends.
   absl::Status ServeUntil(cudaStream_t stream, const std::function<bool()>& done);
+  // After a step that failed, whatever of it is still enqueued: serves until `stream` is idle, so
+  // that the next step finds a GPU that asks for nothing, and forgets a wait that timed out.
+  void Settle(cudaStream_t stream);
   // Whether the GPU has asked for what was not answered yet.
   bool has_request() const;
   // Steps that the GPU has finished since the start.
@@ -55,7 +58,12 @@ class MissServer {
   MissServer(const Shape& shape, Ops* ops, Parallel* parallel, ExpertSource* experts)
       : shape_(shape), ops_(*ops), parallel_(*parallel), experts_(*experts) {}
   bool ServeOne();
-  absl::Status Compute(const MissRequest& request);
+  // A request as it was when it was read: after a wait that timed out the GPU may write the next.
+  struct Request {
+    int layer = 0, n_rows = 0;
+  };
+  absl::Status ReadRequest(Request* request);
+  absl::Status Compute(const Request& request);
 
   const Shape shape_;
   Ops& ops_;
@@ -68,6 +76,7 @@ class MissServer {
   absl::Status error_;  // since ServeUntil began
   Counts counts_;
   // Scratch.
+  std::vector<MissedPlace> misses_;
   RouterChoice choice_;
   std::vector<ExpertWork> work_;
 };
