@@ -20,6 +20,25 @@ constexpr std::array<std::string_view, 5> kNames = {"lru", "prompt", "predictive
 
 }  // namespace
 
+std::vector<int32_t> KeysByCount(const CacheShape& shape, std::span<const ExpertUses> profile) {
+  std::vector<uint64_t> counts(static_cast<size_t>(shape.n_keys()), 0);
+  for (const ExpertUses& uses : profile) {
+    if (uses.layer < 0 || uses.layer >= shape.n_layers || uses.expert < 0 ||
+        uses.expert >= shape.n_experts || !shape.HasExperts(uses.layer)) {
+      continue;
+    }
+    counts[static_cast<size_t>(shape.Key(uses.layer, uses.expert))] = uses.count;
+  }
+  std::vector<int32_t> keys;
+  for (int32_t key = 0; key < shape.n_keys(); ++key) {
+    if (counts[static_cast<size_t>(key)] > 0) keys.push_back(key);
+  }
+  std::ranges::stable_sort(keys, [&counts](int32_t a, int32_t b) {
+    return counts[static_cast<size_t>(a)] > counts[static_cast<size_t>(b)];
+  });
+  return keys;
+}
+
 std::span<const std::string_view> PolicyNames() { return kNames; }
 
 absl::StatusOr<std::unique_ptr<CachePolicy>> MakePolicy(std::string_view name,

@@ -51,6 +51,10 @@ struct CacheState {
   uint64_t n_not_worth = 0, n_dropped = 0;
 };
 
+// The keys that have a count, each once, by falling count, ties by lower key. Counts of experts
+// that the model doesn't have are left out.
+std::vector<int32_t> KeysByCount(const CacheShape& shape, std::span<const ExpertUses> profile);
+
 class CachePolicy {
  public:
   struct Choice {

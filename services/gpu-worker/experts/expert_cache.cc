@@ -97,6 +97,31 @@ std::vector<Admission> ExpertCache::PlanAdmissions(int at_most) {
   choices_.clear();
   policy_->Choose(&state_, at_most, &choices_);
   HEARTH_CHECK(static_cast<int>(choices_.size()) <= std::max(at_most, 0));
+  return Apply();
+}
+
+std::vector<Admission> ExpertCache::PlanFilling(std::span<const ExpertUses> profile) {
+  choices_.clear();
+  const CacheShape& s = state_.shape;
+  std::vector<int32_t> order = KeysByCount(s, profile);
+  for (int expert = 0; expert < s.n_experts; ++expert) {
+    for (int layer = 0; layer < s.n_layers; ++layer) {
+      if (s.HasExperts(layer)) order.push_back(s.Key(layer, expert));
+    }
+  }
+  std::vector<char> is_chosen(static_cast<size_t>(s.n_keys()), 0);
+  auto slot = state_.free_slots.rbegin();  // Apply takes them from the end
+  for (const int32_t key : order) {
+    if (slot == state_.free_slots.rend()) break;
+    const auto index = static_cast<size_t>(key);
+    if (state_.slot_of[index] >= 0 || is_chosen[index] != 0) continue;
+    is_chosen[index] = 1;
+    choices_.push_back({key, *slot++});
+  }
+  return Apply();
+}
+
+std::vector<Admission> ExpertCache::Apply() {
   std::vector<Admission> admissions;
   admissions.reserve(choices_.size());
   for (const CachePolicy::Choice& choice : choices_) {

@@ -68,6 +68,10 @@ class ExpertCache {
   // Up to `at_most` copies to make, the most valuable first. What they evict is no longer resident
   // from now on, and their slots are loading.
   std::vector<Admission> PlanAdmissions(int at_most);
+  // Copies for every slot that is free, whatever the policy: experts that are nowhere, by falling
+  // count of an earlier use (counts of what the model doesn't have are left out), then in turn from
+  // all layers. For the start, after the policy's own choice: an empty slot helps nobody.
+  std::vector<Admission> PlanFilling(std::span<const ExpertUses> profile = {});
   // The copy has ended: resident. False if Clear came in between: the slot is free then.
   bool Publish(const Admission& admission);
   // The copy failed: the slot is free.
@@ -93,6 +97,7 @@ class ExpertCache {
 
  private:
   int32_t CheckedKey(int layer, int expert) const;
+  std::vector<Admission> Apply();  // choices_
   void Evict(int32_t slot, Admission* admission);
   void Free(int32_t slot);
 

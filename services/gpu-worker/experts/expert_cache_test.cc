@@ -123,6 +123,38 @@ TEST(ExpertCache, ClearLeavesLoadingSlotsToTheirCopies) {
   EXPECT_EQ(cache->SlotOf(0, fresh[0].expert), fresh[0].slot);
 }
 
+TEST(ExpertCache, FillingTakesExpertsInTurnFromAllLayersThatHaveThem) {
+  CacheShape shape{.n_layers = 3, .n_experts = 4, .n_slots = 6};
+  shape.layer_has_experts = {true, false, true};
+  auto cache = MakeCache(shape);
+  Fill(*cache, {{2, 3}});
+  const auto admissions = cache->PlanFilling();
+  ASSERT_EQ(admissions.size(), 5u);
+  const std::pair<int, int> want[] = {{0, 0}, {2, 0}, {0, 1}, {2, 1}, {0, 2}};
+  for (size_t i = 0; i < admissions.size(); ++i) {
+    EXPECT_EQ(std::pair(admissions[i].layer, admissions[i].expert), want[i]);
+    EXPECT_EQ(admissions[i].evicted_layer, -1);
+    EXPECT_TRUE(cache->Publish(admissions[i]));
+  }
+  EXPECT_TRUE(cache->PlanFilling().empty());
+  EXPECT_EQ(cache->Statistics().slots_resident, 6);
+  EXPECT_EQ(cache->policy_name(), "lru");
+  // What only fills is given up for the first that is used more than once or twice.
+  for (int i = 0; i < 3; ++i) Use(*cache, {{2, 2}});
+  EXPECT_EQ(cache->PlanAdmissions(4).size(), 1u);
+  // What was used before comes first.
+  auto known = MakeCache(shape);
+  const ExpertUses profile[] = {{2, 3, 5}, {0, 2, 9}, {1, 0, 99}, {2, 7, 99}, {0, 2, 9}};
+  const auto by_profile = known->PlanFilling(profile);
+  ASSERT_EQ(by_profile.size(), 6u);
+  EXPECT_EQ(std::pair(by_profile[0].layer, by_profile[0].expert), std::pair(0, 2));
+  EXPECT_EQ(std::pair(by_profile[1].layer, by_profile[1].expert), std::pair(2, 3));
+  EXPECT_EQ(std::pair(by_profile[2].layer, by_profile[2].expert), std::pair(0, 0));
+  // With more slots than experts some stay free.
+  auto large = MakeCache({.n_layers = 1, .n_experts = 2, .n_slots = 5});
+  EXPECT_EQ(large->PlanFilling().size(), 2u);
+}
+
 TEST(ExpertCache, UsesAreTakenOnceAndCountRows) {
   auto cache = MakeCache({.n_layers = 2, .n_experts = 4, .n_slots = 1});
   Use(*cache, {{1, 2, 3}});

@@ -31,6 +31,11 @@ void TierBoard::SetProfile(std::vector<ExpertUses> profile) {
   options_.profile = std::move(profile);
 }
 
+std::vector<ExpertUses> TierBoard::profile() const {
+  const std::lock_guard lock(mutex_);
+  return options_.profile;
+}
+
 std::vector<ExpertUses> TierBoard::TakeUses() {
   const std::lock_guard lock(mutex_);
   wants_uses_ = true;

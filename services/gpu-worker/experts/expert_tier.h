@@ -53,6 +53,9 @@ class TierBoard final : public ExpertTier {
   void SetProfile(std::vector<ExpertUses> profile) override;
   std::vector<ExpertUses> TakeUses() override;
 
+  // Any thread: what SetProfile gave last. For the first filling (ExpertCache::PlanFilling).
+  std::vector<ExpertUses> profile() const;
+
   // Engine's thread, after each step: gives the cache the policy that was asked for and shows its
   // state. Bytes and seconds are since the start.
   void Sync(ExpertCache* cache, uint64_t pcie_bytes, uint64_t cpu_bytes, double cpu_seconds = 0);

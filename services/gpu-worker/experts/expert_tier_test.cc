@@ -36,7 +36,10 @@ TEST(TierBoard, PolicyIsInForceFromTheNextSyncOn) {
               IsStatus(absl::StatusCode::kFailedPrecondition, ::testing::_));
   board.Sync(cache.get(), 0, 0);
   EXPECT_EQ(cache->policy_name(), "lru");
+  EXPECT_TRUE(board.profile().empty());
   board.SetProfile({{0, 1, 5}});
+  ASSERT_EQ(board.profile().size(), 1u);
+  EXPECT_EQ(board.profile()[0].count, 5u);
   ASSERT_OK(board.SetPolicy("profile"));
   EXPECT_EQ(cache->policy_name(), "lru");
   board.Sync(cache.get(), 0, 0);

@@ -5,23 +5,10 @@
 namespace hearth::worker {
 
 ProfilePolicy::ProfilePolicy(const CacheShape& shape, const PolicyOptions& options)
-    : is_wanted_(static_cast<size_t>(shape.n_keys()), 0) {
-  std::vector<ExpertUses> sorted;
-  for (const ExpertUses& uses : options.profile) {
-    const bool exists = uses.layer >= 0 && uses.layer < shape.n_layers && uses.expert >= 0 &&
-                        uses.expert < shape.n_experts && shape.HasExperts(uses.layer);
-    if (exists && uses.count > 0) sorted.push_back(uses);
-  }
-  std::ranges::sort(sorted, [&shape](const ExpertUses& a, const ExpertUses& b) {
-    if (a.count != b.count) return a.count > b.count;
-    return shape.Key(a.layer, a.expert) < shape.Key(b.layer, b.expert);
-  });
-  for (const ExpertUses& uses : sorted) {
-    if (static_cast<int>(wanted_.size()) == shape.n_slots) break;
-    char& is_wanted = is_wanted_[static_cast<size_t>(shape.Key(uses.layer, uses.expert))];
-    if (is_wanted == 0) wanted_.push_back(shape.Key(uses.layer, uses.expert));
-    is_wanted = 1;
-  }
+    : wanted_(KeysByCount(shape, options.profile)),
+      is_wanted_(static_cast<size_t>(shape.n_keys()), 0) {
+  wanted_.resize(std::min(wanted_.size(), static_cast<size_t>(shape.n_slots)));
+  for (const int32_t key : wanted_) is_wanted_[static_cast<size_t>(key)] = 1;
 }
 
 void ProfilePolicy::Choose(CacheState* state, int at_most, std::vector<Choice>* choices) {

@@ -110,6 +110,7 @@ absl::Status StoreClient::Attach() {
   state_->SetStoreConnected(true);
   LogInfo("attached to the expert store",
           {{"instance", instance_}, {"segment_bytes", response.segment_bytes()}});
+  FetchProfile();  // there before the first step fills a cache
   on_attached_();
   return absl::OkStatus();
 }

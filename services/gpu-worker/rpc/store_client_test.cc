@@ -118,7 +118,11 @@ class StoreClientTest : public ::testing::Test {
                            .report_interval = 20ms,
                            .profile_interval = 20ms,
                            .tier = tier_},
-        &state_, &experts_, [this] { ++n_attached_; },
+        &state_, &experts_,
+        [this] {
+          at_attach_();
+          ++n_attached_;
+        },
         [this](const absl::Status& why) {
           const std::lock_guard lock(mutex_);
           refusals_.push_back(why);
@@ -150,7 +154,8 @@ class StoreClientTest : public ::testing::Test {
   const std::filesystem::path segment_ = folder_ / "segment";
   ServingState state_;
   AttachedExperts experts_{3, 4};
-  ExpertTier* tier_ = nullptr;  // borrowed by the client
+  ExpertTier* tier_ = nullptr;               // borrowed by the client
+  std::function<void()> at_attach_ = [] {};  // on the client's thread
   std::atomic<int> n_attached_{0};
   std::mutex mutex_;
   std::vector<absl::Status> refusals_;   // guarded by mutex_
@@ -174,7 +179,11 @@ TEST_F(StoreClientTest, TierReportsItsUsesAndGetsTheStoresProfile) {
   ASSERT_OK_AND_ASSIGN(const auto cache, ExpertCache::Create(shape, "lru"));
   tier_ = &board;
   const auto store = Store("first");
+  size_t n_at_attach = 0;
+  at_attach_ = [&] { n_at_attach = board.profile().size(); };
   StartClient();
+  ASSERT_TRUE(Eventually([&] { return n_attached_ == 1; }));
+  EXPECT_EQ(n_at_attach, 1u);  // before anything is served
   const ExpertUse use[] = {{2, 1, 7}};
   cache->RecordStep(use);
   ASSERT_TRUE(Eventually([&] {
