@@ -60,3 +60,33 @@ describe('determinism', () => {
     });
   }
 });
+
+describe('determinism with multi-token prediction', () => {
+  const answers = async (flags) => {
+    const cluster = await Cluster.start(flags);
+    try {
+      const client = connect(cluster);
+      const ask = async (request) => {
+        const answer = await client.chat.completions.create(request);
+        return request.stream ? (await collect(answer)).text : answer.choices[0].message.content;
+      };
+      const all = [...requests(77), ...requests(99).map((request) => ({ ...request, temperature: 0, frequency_penalty: 0.3 }))];
+      const texts = await Promise.all(all.map(ask));
+      return {
+        texts,
+        guessed: await cluster.metric('hearth_spec_decode_num_draft_tokens_total'),
+        right: await cluster.metric('hearth_spec_decode_num_accepted_tokens_total'),
+      };
+    } finally {
+      await cluster.stop();
+    }
+  };
+
+  test('guesses change no text, greedy or sampled, eight at once', async () => {
+    const off = await answers(['--mtp', 'off']);
+    assert.equal(off.guessed, 0);
+    const on = await answers(['--mtp', 'on', '--mtp-drafts', '3']);
+    assert.deepEqual(on.texts, off.texts);
+    assert.ok(on.right > 100 && on.guessed > on.right, `${on.right} of ${on.guessed} guesses were right`);
+  });
+});
