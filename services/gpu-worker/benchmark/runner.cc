@@ -123,7 +123,7 @@ class Repetition {
       HEARTH_ASSIGN_OR_RETURN(const int n_right, DecodeOnce(n_drafts));
       const double seconds = SecondsSince(begin) / (1 + n_right);
       result.between_token_seconds.insert(result.between_token_seconds.end(),
-                                          static_cast<size_t>(1 + n_right), seconds);
+                                          static_cast<size_t>(n_right) + 1, seconds);
       token += 1 + n_right;
     }
     return absl::OkStatus();
@@ -132,7 +132,7 @@ class Repetition {
   // One step of all sequences with so many guesses each: how many of them are right.
   absl::StatusOr<int> DecodeOnce(int n_drafts) {
     if (states_.front()->n_tokens() == 0) n_drafts = 0;  // nothing to guess from
-    const auto n_rows = static_cast<size_t>(1 + n_drafts);
+    const size_t n_rows = static_cast<size_t>(n_drafts) + 1;
     const std::vector<int32_t> ids = RandomIds(static_cast<int64_t>(states_.size() * n_rows));
     for (int depth = 0; depth < n_drafts; ++depth) {
       HEARTH_RETURN_IF_ERROR(Draft(ids, n_rows, depth));

@@ -37,7 +37,7 @@ Activations MakeActivations(const ModelConfig& c, int max_rows, bool with_mtp, B
   a.router_logits = rows(c.n_experts);
   a.shared = rows(c.hidden_size);
   a.shared_gate = rows(1);
-  if (with_mtp) a.joined = rows(2 * c.hidden_size);
+  if (with_mtp) a.joined = rows(int64_t{2} * c.hidden_size);
   return a;
 }
 

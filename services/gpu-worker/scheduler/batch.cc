@@ -175,6 +175,7 @@ void ContinuousBatch::Compute(std::vector<Planned>& plan, Clock::time_point now)
 absl::Status ContinuousBatch::Run(std::vector<Planned>& plan) {
   HEARTH_RETURN_IF_ERROR(Guess(plan));
   std::vector<StepItem> items;
+  items.reserve(plan.size());
   for (const Planned& planned : plan) {
     items.push_back({.state = planned.sequence->state.get(),
                      .tokens = planned.tokens,
@@ -222,7 +223,7 @@ void ContinuousBatch::HandOutRows(const Planned& planned, int first_row, Clock::
     if (n_right == n_guessed) return;
     const auto place = static_cast<size_t>(n_right);
     ++counts.tried[place];
-    if (sequence->last_token() != planned.tokens[static_cast<size_t>(planned.n_tokens + n_right)]) {
+    if (sequence->last_token() != planned.tokens[static_cast<size_t>(planned.n_tokens) + place]) {
       engine_.Rollback(*sequence->state, n_guessed - n_right);
       return;
     }

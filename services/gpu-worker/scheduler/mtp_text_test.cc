@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -57,7 +58,7 @@ class MtpText : public ::testing::TestWithParam<bool> {
       const std::string text =
           absl::StrCat("<|im_start|>user\n", prompt, "<|im_end|>\n<|im_start|>assistant\n");
       request.prompt = *tokenizer_->Encode(text);
-      request.max_tokens = 48;
+      request.max_tokens = 32;
       request.return_token_ids = true;
       const auto n = requests.size();
       request.sampling.temperature = n % 2 == 0 ? 0 : 1;
@@ -111,16 +112,14 @@ TEST_P(MtpText, IsTheSameWithAndWithoutGuesses) {
   std::map<int, int> lengths;
   for (const Ids& ids : want) ++lengths[static_cast<int>(ids.size())];
   EXPECT_GT(lengths.size(), 1u) << "all are cut off: no answer ends by itself";
-  for (int max_drafts = 1; max_drafts <= kMaxDrafts; ++max_drafts) {
-    for (const int at_once : {1, 4}) {
-      SCOPED_TRACE(absl::StrCat(max_drafts, " guesses, ", at_once, " at once"));
-      Counter counter;
-      const auto got = Answers(max_drafts, at_once, &counter);
-      ASSERT_EQ(got.size(), want.size());
-      for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], want[i]) << "request " << i;
-      EXPECT_GT(counter.right, 60);
-      EXPECT_GT(counter.guessed - counter.right, 20);
-    }
+  for (const auto& [max_drafts, at_once] : {std::pair(1, 1), {3, 1}, {2, 4}}) {
+    SCOPED_TRACE(absl::StrCat(max_drafts, " guesses, ", at_once, " at once"));
+    Counter counter;
+    const auto got = Answers(max_drafts, at_once, &counter);
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], want[i]) << "request " << i;
+    EXPECT_GT(counter.right, 40);
+    EXPECT_GT(counter.guessed - counter.right, 10);
   }
 }
 

@@ -12,7 +12,7 @@ CpuSequence::CpuSequence(const ModelConfig& config, std::shared_ptr<KvPool> pool
     : pool_(std::move(pool)),
       kept_(Index(max_drafts)),
       width_(max_drafts > 0 ? Index(config.hidden_size) : 0),
-      hidden_(Index(max_drafts + 1) * width_),
+      hidden_((Index(max_drafts) + 1) * width_),
       draft_hidden_(width_) {
   for (const LayerConfig& layer : config.layers) {
     if (layer.mixer != MixerKind::kDeltaNet) continue;
