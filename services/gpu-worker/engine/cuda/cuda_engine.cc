@@ -243,9 +243,11 @@ absl::Status CudaEngine::Step(std::span<const StepItem> items, StepLogits* logit
   logits->n_rows = static_cast<int>(n_rows);
   logits->values.resize(n_rows * vocabulary);
   const absl::Status status = RunItems(items, logits->values.data());
+  if (status.ok()) return status;
   // What is left of a failed step must not meet the next one.
-  if (!status.ok()) backend_->Settle();
-  return status;
+  backend_->Settle();
+  // Items may have advanced: the step must not be tried again, as one that is refused.
+  return absl::IsResourceExhausted(status) ? absl::InternalError(status.message()) : status;
 }
 
 // Prompts as they come, one by one; then what decodes, together.

@@ -81,6 +81,16 @@ TEST_F(CudaEngineFailures, AnExpertThatCannotBeHadFailsTheStepAndTheNextWorks) {
   }
 }
 
+// Who is refused for want of room tries again: not with sequences that have advanced.
+TEST_F(CudaEngineFailures, AStepThatHasBegunIsNotRefusedForWantOfRoom) {
+  const auto engine = Make({.expert_slots = 0});
+  ASSERT_NE(engine, nullptr);
+  TakeAway(1);
+  experts_->refusal = absl::ResourceExhaustedError("no room for experts");
+  EXPECT_THAT(Run(*engine, 30),
+              IsStatus(absl::StatusCode::kInternal, HasSubstr("no room for experts")));
+}
+
 TEST_F(CudaEngineFailures, ExpertsThatCannotBeHadLeaveTheOthersTheirSlots) {
   experts_->not_here = {{0, 3}, {2, 0}, {3, 15}};
   const auto engine = Make();
@@ -151,7 +161,7 @@ TEST_F(CudaEngineFailures, AWaitThatIsTooLongFailsTheStepAndTheNextWorks) {
 TEST_F(CudaEngineFailures, AReplacedSegmentIsFollowed) {
   for (const int64_t slots : {-1, 8}) {
     SCOPED_TRACE(slots);
-    const auto engine = Make({.expert_slots = slots});
+    auto engine = Make({.expert_slots = slots});
     ASSERT_NE(engine, nullptr);
     ASSERT_OK_AND_ASSIGN(const Answer before, Run(*engine, 20));
     ASSERT_OK(engine->expert_tier()->SetPolicy("recency"));
@@ -159,6 +169,7 @@ TEST_F(CudaEngineFailures, AReplacedSegmentIsFollowed) {
     experts_->Replace();
     ASSERT_OK_AND_ASSIGN(const Answer after, Run(*engine, 20));
     EXPECT_EQ(engine->expert_tier()->Statistics().cache.policy, "recency");
+    engine.reset();  // two cannot register the same memory
     const auto fresh = Make({.expert_slots = slots});
     ASSERT_NE(fresh, nullptr);
     ASSERT_OK_AND_ASSIGN(const Answer want, Continue(*fresh, Ids(20, 1), 3, 4096, after.tokens));

@@ -70,6 +70,37 @@ INSTANTIATE_TEST_SUITE_P(Models, AnySlots,
                            return name;
                          });
 
+// Experts in bf16, which no kernel reads: all of them are the CPU's, for any number of rows.
+TEST_F(CudaEngineTest, ExpertsThatCannotBeCachedAreTheCpus) {
+  ASSERT_NO_FATAL_FAILURE(Open("tests/golden/tiny-a-bf16"));
+  CheckpointExperts plain(checkpoint_.get());
+  ASSERT_OK_AND_ASSIGN(const auto reference, Float32(*checkpoint_, &plain));
+  const auto engine = Make();
+  ASSERT_NE(engine, nullptr);
+  EXPECT_THAT(engine->memory_table(), ::testing::HasSubstr("experts (0 of 64)"));
+  for (const int n : {1, 40, 300}) {
+    const auto prompt = Ids(n, 2);
+    ASSERT_OK_AND_ASSIGN(const Answer want, Continue(*reference, prompt, 8));
+    ASSERT_OK_AND_ASSIGN(const Answer got, Continue(*engine, prompt, 8, 4096, want.tokens));
+    EXPECT_LE(RelativeRms(got.logits, want.logits), kFastRms) << n << " rows";
+  }
+}
+
+TEST_F(CudaEngineTest, WithExactArithmeticItAgreesWithTheFloat32Engine) {
+  ASSERT_NO_FATAL_FAILURE(Open("tests/golden/tiny-b"));
+  CheckpointExperts plain(checkpoint_.get());
+  ASSERT_OK_AND_ASSIGN(const auto reference, Float32(*checkpoint_, &plain));
+  ASSERT_OK_AND_ASSIGN(const auto engine, Engine::Create(*checkpoint_, &plain,
+                                                         {.backend = BackendKind::kCuda,
+                                                          .n_threads = 4,
+                                                          .exact = true,
+                                                          .vram_bytes = uint64_t{4} << 30}));
+  const auto prompt = Ids(50, 1);
+  ASSERT_OK_AND_ASSIGN(const Answer want, Continue(*reference, prompt, 20));
+  ASSERT_OK_AND_ASSIGN(const Answer got, Continue(*engine, prompt, 20, 4096, want.tokens));
+  EXPECT_LE(RelativeRms(got.logits, want.logits), 1e-3);
+}
+
 class CudaEngineDemo : public CudaEngineTest {
  protected:
   void SetUp() override {

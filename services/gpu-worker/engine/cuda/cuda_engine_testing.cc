@@ -48,7 +48,7 @@ absl::StatusOr<ExpertRef> PackedExperts::Get(int layer, int expert) {
   if (on_get) on_get();
   ++uses_[{layer, expert}];
   const std::span<const std::byte> packed = Packed(layer, expert);
-  if (packed.empty()) return absl::UnavailableError("the store is loading this expert");
+  if (packed.empty()) return refusal;
   return UnpackExpert(packed);
 }
 

@@ -39,8 +39,9 @@ class PackedExperts final : public ExpertSource {
   // Uses since the last call, those that were asked for and those that were counted.
   std::map<std::pair<int, int>, int> TakeUses() { return std::exchange(uses_, {}); }
 
-  std::function<void()> on_get;            // called by each Get
-  std::set<std::pair<int, int>> not_here;  // Unavailable
+  std::function<void()> on_get;  // called by each Get
+  std::set<std::pair<int, int>> not_here;
+  absl::Status refusal = absl::UnavailableError("the store is loading this expert");  // of those
 
  private:
   void PackAll();
