@@ -75,7 +75,7 @@ class CachePolicy {
   virtual void OnPrediction(CacheState* /*state*/, int /*layer*/,
                             std::span<const int32_t> /*ids*/) {}
 
-  // Slots were given by another policy since this one chose.
+  // Slots are given without this policy's choice.
   virtual void OnOtherChoices() {}
 
   // Appends at most `at_most` choices, what is expected to gain most first; no slot and no key

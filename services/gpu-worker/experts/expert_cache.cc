@@ -118,6 +118,7 @@ std::vector<Admission> ExpertCache::PlanFilling(std::span<const ExpertUses> prof
     is_chosen[index] = 1;
     choices_.push_back({key, *slot++});
   }
+  if (!choices_.empty()) policy_->OnOtherChoices();
   return Apply();
 }
 
@@ -199,12 +200,6 @@ void ExpertCache::SetPolicy(std::unique_ptr<CachePolicy> policy, double half_lif
   HEARTH_CHECK(policy != nullptr);
   policy_ = std::move(policy);
   state_.heat.SetHalfLife(half_life_steps);
-}
-
-std::unique_ptr<CachePolicy> ExpertCache::ExchangePolicy(std::unique_ptr<CachePolicy> policy) {
-  HEARTH_CHECK(policy != nullptr);
-  policy->OnOtherChoices();
-  return std::exchange(policy_, std::move(policy));
 }
 
 void ExpertCache::CopyStatistics(CacheStatistics* statistics) const {

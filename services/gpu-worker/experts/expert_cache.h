@@ -85,9 +85,6 @@ class ExpertCache {
   // MakePolicy: an error changes nothing.
   absl::Status SetPolicy(std::string_view name, const PolicyOptions& options);
   void SetPolicy(std::unique_ptr<CachePolicy> policy, double half_life_steps);
-  // For a while: the books and the half-life stay. Gives the policy that was in force, with what it
-  // has learned, to be put back.
-  std::unique_ptr<CachePolicy> ExchangePolicy(std::unique_ptr<CachePolicy> policy);
   std::string_view policy_name() const { return policy_->name(); }
 
   CacheStatistics Statistics() const;

@@ -188,9 +188,8 @@ TEST(ExpertCache, PolicyChangesWhileRunningAndKeepsWhatIsThere) {
   EXPECT_EQ(admissions[0].evicted_expert, 0);
 }
 
-TEST(ExpertCache, APolicyThatIsPutBackHasForgottenNothingAndSeesWhatOthersGave) {
-  const CacheShape shape{.n_layers = 1, .n_experts = 600, .n_slots = 300};
-  auto cache = MakeCache(shape, "recency");
+TEST(ExpertCache, FilledSlotsAreSeenByAPolicyThatKnewTheColdest) {
+  auto cache = MakeCache({.n_layers = 1, .n_experts = 600, .n_slots = 300}, "recency");
   const auto use = [&](int first, int n) {
     std::vector<ExpertUse> uses;
     for (int expert = first; expert < first + n; ++expert) uses.push_back({0, expert});
@@ -200,17 +199,12 @@ TEST(ExpertCache, APolicyThatIsPutBackHasForgottenNothingAndSeesWhatOthersGave) 
   use(256, 44);
   use(300, 1);  // full: the policy has looked for the coldest slots, and knows 256
   cache->Clear();
-  // Another policy fills the slots: the former warmest with experts that were never used.
-  PolicyOptions options;
+  // The former warmest slots get experts that were never used.
+  std::vector<ExpertUses> profile;
   for (int i = 0; i < 300; ++i) {
-    options.profile.push_back({0, i < 44 ? 400 + i : i - 44, static_cast<uint64_t>(1000 - i)});
+    profile.push_back({0, i < 44 ? 400 + i : i - 44, static_cast<uint64_t>(1000 - i)});
   }
-  auto filling = MakePolicy("profile", shape, options);
-  ASSERT_OK(filling);
-  auto in_force = cache->ExchangePolicy(*std::move(filling));
-  EXPECT_EQ(cache->policy_name(), "profile");
-  for (const Admission& admission : cache->PlanAdmissions(300)) cache->Publish(admission);
-  EXPECT_EQ(cache->ExchangePolicy(std::move(in_force))->name(), "profile");
+  for (const Admission& admission : cache->PlanFilling(profile)) cache->Publish(admission);
   EXPECT_EQ(cache->policy_name(), "recency");
   Use(*cache, {{0, 500}});
   const auto admissions = cache->PlanAdmissions(1);

@@ -242,6 +242,7 @@ absl::Status CudaEngine::Step(std::span<const StepItem> items, StepLogits* logit
   }
   logits->n_rows = static_cast<int>(n_rows);
   logits->values.resize(n_rows * vocabulary);
+  if (experts_->is_replaced()) experts_->SetProfile(board_->profile());
   const absl::Status status = RunItems(items, logits->values.data());
   if (status.ok()) return status;
   // What is left of a failed step must not meet the next one.

@@ -178,6 +178,26 @@ TEST_F(CudaEngineFailures, AReplacedSegmentIsFollowed) {
   }
 }
 
+TEST_F(CudaEngineFailures, SlotsAreFilledAtTheStartByWhatWasCountedBefore) {
+  const auto engine = Make({.expert_slots = 4});
+  ASSERT_NE(engine, nullptr);
+  // One layer's experts, of which the first token needs some: those are hits.
+  std::vector<ExpertUses> profile;
+  const auto ids = Ids(1, 1);
+  const auto without = Make({.expert_slots = 0});
+  ASSERT_NE(without, nullptr);
+  ASSERT_OK(Feed(*without, *without->NewSequence(), ids));
+  for (const auto& [key, count] : experts_->TakeUses()) {
+    if (key.first == 2) profile.push_back({key.first, key.second, 9});
+  }
+  ASSERT_EQ(profile.size(), 4u);
+  engine->expert_tier()->SetProfile(profile);
+  ASSERT_OK(Feed(*engine, *engine->NewSequence(), ids));
+  const CacheStatistics cache = engine->expert_tier()->Statistics().cache;
+  EXPECT_EQ(cache.layers[2].hits, 4u);
+  EXPECT_EQ(cache.layers[0].hits + cache.layers[1].hits + cache.layers[3].hits, 0u);
+}
+
 TEST_F(CudaEngineFailures, UsesAreCountedOnceWhereverAnExpertWasComputed) {
   const auto engine = Make({.expert_slots = 8});
   ASSERT_NE(engine, nullptr);

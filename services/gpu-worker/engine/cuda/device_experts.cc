@@ -126,23 +126,11 @@ absl::Status DeviceExperts::FollowSegment() {
   return absl::OkStatus();
 }
 
-// An empty slot helps nobody: at the start experts are taken in turn from all layers, until use
-// tells which are worth more.
+// An empty slot helps nobody, and use will tell which are worth more.
 void DeviceExperts::Fill() {
-  if (!layout_.can_cache || cache_->shape().n_slots == 0 || experts_.Memory().empty()) return;
-  std::vector<ExpertUses> all;
-  for (int layer = 0; layer < n_layers_; ++layer) {
-    if (!has_experts_[static_cast<size_t>(layer)]) continue;
-    for (int expert = 0; expert < n_experts_; ++expert) {
-      all.push_back({layer, expert, static_cast<uint64_t>(n_experts_ - expert)});
-    }
-  }
-  auto filling = MakePolicy("profile", cache_->shape(), {.profile = std::move(all)});
-  if (!filling.ok()) return;
-  auto in_force = cache_->ExchangePolicy(*std::move(filling));
-  Start(cache_->PlanAdmissions(cache_->shape().n_slots));
+  if (!layout_.can_cache || experts_.Memory().empty()) return;
+  Start(cache_->PlanFilling(profile_));
   Land(true);
-  cache_->ExchangePolicy(std::move(in_force));
 }
 
 // False where the expert can't be had now, or the device fails.

@@ -37,6 +37,11 @@ class DeviceExperts {
   // Device bytes beyond the slots themselves: staging and tables.
   static uint64_t ExtraBytes(const ModelConfig& config, const SlotLayout& layout);
 
+  // Whether the next BeginStep finds another segment, whose experts it fills the slots with: by
+  // these counts, where there are some.
+  bool is_replaced() const { return experts_.generation() != generation_; }
+  void SetProfile(std::vector<ExpertUses> profile) { profile_ = std::move(profile); }
+
   // Before a step: enters finished copies, follows a replaced segment, and enqueues the table's
   // changes on `stream`.
   absl::Status BeginStep(cudaStream_t stream);
@@ -111,6 +116,7 @@ class DeviceExperts {
   int next_buffer_ = 0;
   std::deque<Flight> flights_;
   uint64_t generation_ = 0;
+  std::vector<ExpertUses> profile_;
   std::shared_ptr<const void> held_;  // the segment of generation_, which copies still read
   std::span<const std::byte> registered_;
   uint64_t pcie_bytes_ = 0;
