@@ -47,6 +47,14 @@ absl::StatusOr<std::unique_ptr<MissServer>> MissServer::Create(const Shape& shap
   return server;
 }
 
+std::unique_ptr<MissServer> MissServer::Over(const Exchange& exchange, const Shape& shape, Ops* ops,
+                                             Parallel* parallel, ExpertSource* experts) {
+  auto server = std::unique_ptr<MissServer>(new MissServer(shape, ops, parallel, experts));
+  server->exchange_ = exchange;
+  server->answered_ = exchange.request->ticket;
+  return server;
+}
+
 uint32_t MissServer::StepsDone() const { return Acquire(exchange_.request->steps_done); }
 bool MissServer::has_request() const { return Acquire(exchange_.request->ticket) != answered_; }
 uint64_t MissServer::heartbeat() const { return Acquire(exchange_.request->heartbeat); }

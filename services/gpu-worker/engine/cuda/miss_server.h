@@ -31,6 +31,10 @@ class MissServer {
                                                             Parallel* parallel,
                                                             ExpertSource* experts);
 
+  // The same over memory of the caller's, who plays the GPU: for tests.
+  static std::unique_ptr<MissServer> Over(const Exchange& exchange, const Shape& shape, Ops* ops,
+                                          Parallel* parallel, ExpertSource* experts);
+
   const Exchange& exchange() const { return exchange_; }
 
   // Serves until `done`, which is asked again and again. Internal for a GPU error (seen on
