@@ -173,7 +173,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                      .kv_tokens = line.kv_tokens,
                                      .max_batch_tokens = line.max_batch_tokens,
                                      .max_drafts = drafts ? line.mtp_drafts : 0,
-                                     .max_sequences = line.max_sequences,
+                                     .max_sequences = line.max_sequences + 1,  // the probe
                                      .vram_bytes = line.vram_bytes,
                                      .expert_slots = line.expert_slots,
                                      .cache_policy = line.cache_policy}));
