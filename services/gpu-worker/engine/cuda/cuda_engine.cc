@@ -33,8 +33,6 @@ constexpr int kSpinMicroseconds = 2000;  // the next layer's misses come within 
 constexpr int kPageTokens = 64;
 // What the CUDA context and the kernels' code take, outside our control.
 constexpr uint64_t kContextBytes = uint64_t{640} << 20;
-// Left to others where --vram is not given.
-constexpr uint64_t kReserveBytes = uint64_t{1} << 30;
 // Prompts of more rows have their experts streamed; fewer share the work with the CPU.
 constexpr int kExchangeRows = 192;
 
@@ -144,7 +142,9 @@ absl::Status CudaEngine::MakeOps() {
 absl::StatusOr<VramPlan> CudaEngine::Plan(const SlotLayout& layout, const DeviceStateShape& shape,
                                           const CudaBackendShape& backend_shape) {
   size_t free = 0, total = 0;
-  HEARTH_RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free, &total), "the GPU's memory"));
+  HEARTH_RETURN_IF_ERROR(
+      CudaStatus(cudaMemGetInfo(&free, &total),
+                 "starting CUDA on the GPU (nvidia-smi shows who else holds its memory)"));
   VramNeeds needs;
   needs.fixed = {{"CUDA context", kContextBytes},
                  {"dense weights", DeviceWeightBytes(weights_, layout, options_.exact)},
@@ -159,11 +159,7 @@ absl::StatusOr<VramPlan> CudaEngine::Plan(const SlotLayout& layout, const Device
       std::ranges::count(config_.layers, true, &LayerConfig::has_experts) * config_.n_experts;
   needs.wanted_slots = options_.expert_slots;
   // `free` is less the context already.
-  const uint64_t usable = free + kContextBytes;
-  const uint64_t budget = options_.vram_bytes != 0 ? options_.vram_bytes
-                          : usable > kReserveBytes ? usable - kReserveBytes
-                                                   : 0;
-  return PlanVram(needs, budget, usable);
+  return PlanVram(needs, options_.vram_bytes, free + kContextBytes);
 }
 
 absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* experts) {

@@ -20,6 +20,14 @@ std::string Table(const std::vector<VramPart>& parts) {
 
 std::string Mib(uint64_t bytes) { return absl::StrCat(bytes >> 20, " MiB"); }
 
+std::string Limit(uint64_t budget, uint64_t free) {
+  if (budget == 0) {
+    return absl::StrCat(Mib(free), " are free and ", Mib(kVramReserve), " of them left to others");
+  }
+  return free < budget ? absl::StrCat("only ", Mib(free), " are free")
+                       : absl::StrCat("--vram allows ", Mib(budget));
+}
+
 }  // namespace
 
 std::string VramPlan::ToText() const { return Table(parts); }
@@ -30,15 +38,18 @@ absl::StatusOr<VramPlan> PlanVram(const VramNeeds& needs, uint64_t budget, uint6
   const uint64_t fixed =
       std::accumulate(needs.fixed.begin(), needs.fixed.end(), uint64_t{0},
                       [](uint64_t sum, const VramPart& part) { return sum + part.bytes; });
-  const uint64_t usable = std::min(budget, free);
+  const uint64_t usable = budget != 0           ? std::min(budget, free)
+                          : free > kVramReserve ? free - kVramReserve
+                                                : 0;
   const auto refuse = [&](uint64_t need) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("VRAM: ", Mib(need), " are needed, ",
-                     free < budget ? absl::StrCat("only ", Mib(free), " are free")
-                                   : absl::StrCat("--vram allows ", Mib(budget)),
-                     ":\n", Table(plan.parts),
-                     "Give more with --vram, keep less with --kv-tokens, --max-sequences or "
-                     "--max-batch-tokens, or free memory of the card."));
+        // What to do comes last: the supervisor's last words are the last line.
+        absl::StrCat(
+            "VRAM doesn't suffice for\n", Table(plan.parts), "VRAM: ", Mib(need), " are needed, ",
+            Limit(budget, free),
+            ": give more with --vram, keep less with --expert-slots, --kv-tokens, "
+            "--max-sequences or --max-batch-tokens, or free memory of the card (nvidia-smi "
+            "shows who holds it)"));
   };
   if (fixed > usable) return refuse(fixed);
   const int64_t fit =

@@ -27,8 +27,12 @@ struct VramPlan {
   std::string ToText() const;  // a table
 };
 
-// Divides `budget`, of which `free` bytes can be had. ResourceExhausted, with the table and what to
-// change, if the fixed parts or the wanted slots don't fit.
+// Left to others where no budget is given.
+inline constexpr uint64_t kVramReserve = uint64_t{1} << 30;
+
+// Divides `budget`, of which `free` bytes can be had; budget 0: what is free less the reserve.
+// ResourceExhausted, with the table and what to change, if the fixed parts or the wanted slots
+// don't fit.
 absl::StatusOr<VramPlan> PlanVram(const VramNeeds& needs, uint64_t budget, uint64_t free);
 
 }  // namespace hearth::worker

@@ -43,6 +43,22 @@ TEST(VramPlan, WantedSlotsAreTakenOrRefused) {
               IsStatus(absl::StatusCode::kResourceExhausted, HasSubstr("202 MiB are needed")));
 }
 
+TEST(VramPlan, WithoutABudgetTheReserveIsLeftToOthers) {
+  ASSERT_OK_AND_ASSIGN(const VramPlan plan, PlanVram(Needs(), 0, kVramReserve + 160 * kMib));
+  EXPECT_EQ(plan.n_slots, 5);
+  EXPECT_THAT(PlanVram(Needs(), 0, 900 * kMib).status(),
+              IsStatus(absl::StatusCode::kResourceExhausted,
+                       HasSubstr("900 MiB are free and 1024 MiB of them left to others")));
+}
+
+// The supervisor shows the last line of what a service said.
+TEST(VramPlan, LastLineSaysWhatIsWrongAndWhatToDo) {
+  const std::string message(PlanVram(Needs(), 500 * kMib, 100 * kMib).status().message());
+  EXPECT_THAT(message.substr(message.rfind('\n') + 1),
+              AllOf(HasSubstr("150 MiB are needed, only 100 MiB are free"),
+                    HasSubstr("--kv-tokens"), HasSubstr("nvidia-smi")));
+}
+
 TEST(VramPlan, SaysWhatWasNeeded) {
   EXPECT_THAT(PlanVram(Needs(), 149 * kMib, 500 * kMib).status(),
               IsStatus(absl::StatusCode::kResourceExhausted,
