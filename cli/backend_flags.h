@@ -36,7 +36,7 @@ inline void AddBackendFlags(CLI::App& command, BackendFlags* flags) {
                   "Experts that it keeps there (default: as many as fit)")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
   command.add_option("--cache-policy", flags->policy, "Which experts stay in VRAM")
-      ->check(CLI::IsMember({"profile", "lru", "prompt", "predictive", "recency"}));
+      ->check(CLI::IsMember({"lru", "prompt", "predictive", "recency"}));
 }
 
 }  // namespace hearth::cli

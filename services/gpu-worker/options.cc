@@ -81,9 +81,11 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   app.add_option("--expert-slots", line.expert_slots,
                  "Experts that it keeps in VRAM (default: as many as fit)")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
-  app.add_option("--cache-policy", line.cache_policy,
-                 "Which experts stay there: lru (default), prompt, predictive, recency")
-      ->check(CLI::IsMember({"lru", "prompt", "predictive", "recency"}));
+  app.add_option(
+         "--cache-policy", line.cache_policy,
+         "Which experts stay there: lru (default), prompt, predictive, recency, or profile: "
+         "those that the store has counted most, once it has counts")
+      ->check(CLI::IsMember({"lru", "prompt", "predictive", "profile", "recency"}));
   app.add_flag("--exact", line.exact,
                "Compute in float32 throughout: slow, for comparisons (the store needs it too)");
   app.add_option("--isa", line.isa, "Instruction set of the CPU backend (default: the best)")

@@ -97,7 +97,8 @@ struct EngineOptions {
   int max_sequences = 8;      // sequences alive at once, at most
   uint64_t vram_bytes = 0;    // all that it may use of the card; 0: what is free less a reserve
   int64_t expert_slots = -1;  // experts kept in VRAM; -1: as many as the rest of vram_bytes holds
-  std::string cache_policy = {};  // empty: the best known
+  // Empty: the best known; "profile" once the tier was given counts, until then the best known.
+  std::string cache_policy = {};
   // How long a step waits for the CPU's experts before it fails (Internal).
   std::chrono::nanoseconds expert_wait = std::chrono::seconds(20);
 };

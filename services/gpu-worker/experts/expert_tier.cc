@@ -23,12 +23,22 @@ TierStatistics TierBoard::Statistics() const {
 absl::Status TierBoard::SetPolicy(std::string_view name) {
   const std::lock_guard lock(mutex_);
   HEARTH_ASSIGN_OR_RETURN(asked_for_, MakePolicy(name, shape_, options_));
+  awaits_profile_ = false;
   return absl::OkStatus();
 }
 
 void TierBoard::SetProfile(std::vector<ExpertUses> profile) {
   const std::lock_guard lock(mutex_);
   options_.profile = std::move(profile);
+  if (!awaits_profile_ || options_.profile.empty()) return;
+  auto made = MakePolicy("profile", shape_, options_);
+  if (made.ok()) asked_for_ = *std::move(made);
+  awaits_profile_ = !made.ok();
+}
+
+void TierBoard::AwaitProfile() {
+  const std::lock_guard lock(mutex_);
+  awaits_profile_ = true;
 }
 
 std::vector<ExpertUses> TierBoard::profile() const {

@@ -55,6 +55,9 @@ class TierBoard final : public ExpertTier {
 
   // Any thread: what SetProfile gave last. For the first filling (ExpertCache::PlanFilling).
   std::vector<ExpertUses> profile() const;
+  // Any thread: "profile" comes into force with the first counts, unless another policy is asked
+  // for before.
+  void AwaitProfile();
 
   // Engine's thread, after each step: gives the cache the policy that was asked for and shows its
   // state. Bytes and seconds are since the start.
@@ -65,6 +68,7 @@ class TierBoard final : public ExpertTier {
   mutable std::mutex mutex_;
   PolicyOptions options_;                   // guarded by mutex_, as all below
   std::unique_ptr<CachePolicy> asked_for_;  // null: no change
+  bool awaits_profile_ = false;
   TierStatistics shown_;
   std::vector<ExpertUses> uses_;
   bool wants_uses_ = false;

@@ -50,6 +50,33 @@ TEST(TierBoard, PolicyIsInForceFromTheNextSyncOn) {
   EXPECT_EQ(admissions[0].expert, 1);
 }
 
+TEST(TierBoard, AwaitedProfileComesIntoForceWithItsFirstCounts) {
+  TierBoard board(kShape, {}, 1000, {});
+  ASSERT_OK_AND_ASSIGN(const auto cache, ExpertCache::Create(kShape, "lru"));
+  board.AwaitProfile();
+  board.SetProfile({});
+  board.Sync(cache.get(), 0, 0);
+  EXPECT_EQ(cache->policy_name(), "lru");
+  board.SetProfile({{1, 2, 9}});
+  board.Sync(cache.get(), 0, 0);
+  EXPECT_EQ(cache->policy_name(), "profile");
+  // Later counts don't bring it back when somebody chose otherwise.
+  ASSERT_OK(board.SetPolicy("prompt"));
+  board.SetProfile({{1, 3, 9}});
+  board.Sync(cache.get(), 0, 0);
+  EXPECT_EQ(cache->policy_name(), "prompt");
+}
+
+TEST(TierBoard, AnotherPolicyEndsTheWaitForAProfile) {
+  TierBoard board(kShape, {}, 1000, {});
+  ASSERT_OK_AND_ASSIGN(const auto cache, ExpertCache::Create(kShape, "lru"));
+  board.AwaitProfile();
+  ASSERT_OK(board.SetPolicy("recency"));
+  board.SetProfile({{1, 2, 9}});
+  board.Sync(cache.get(), 0, 0);
+  EXPECT_EQ(cache->policy_name(), "recency");
+}
+
 TEST(TierBoard, UsesAreCollectedByTheStepAfterTheyWereAskedFor) {
   TierBoard board(kShape, {}, 1000, {});
   ASSERT_OK_AND_ASSIGN(const auto cache, ExpertCache::Create(kShape, "lru"));

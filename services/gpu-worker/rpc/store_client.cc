@@ -181,7 +181,9 @@ void StoreClient::FetchProfile() {
   const grpc::Status fetched = stub_->GetProfile(&context, {}, &profile);
   End();
   if (!fetched.ok()) return;  // asked for again the next time
-  profile_at_ = now + options_.profile_interval;
+  // Until somebody has used experts, as often as uses are reported.
+  profile_at_ =
+      now + (profile.usage().empty() ? options_.report_interval : options_.profile_interval);
   std::vector<ExpertUses> uses;
   for (const v1::ExpertUsage& usage : profile.usage()) {
     uses.push_back(

@@ -62,10 +62,11 @@ class FakeStore final : public v1::ExpertStore::Service {
   }
   grpc::Status GetProfile(grpc::ServerContext*, const v1::GetProfileRequest*,
                           v1::Profile* profile) override {
+    if (++n_profiles <= n_empty_profiles) return grpc::Status::OK;
     v1::ExpertUsage* usage = profile->add_usage();
     usage->set_layer(1);
     usage->set_expert(3);
-    usage->set_count(static_cast<uint64_t>(++n_profiles));
+    usage->set_count(static_cast<uint64_t>(n_profiles));
     return grpc::Status::OK;
   }
   grpc::Status ReportUsage(grpc::ServerContext*, const v1::ReportUsageRequest* request,
@@ -84,7 +85,7 @@ class FakeStore final : public v1::ExpertStore::Service {
     instance_ = instance;
   }
 
-  std::atomic<int> n_attaches{0}, n_uses{0}, n_profiles{0};
+  std::atomic<int> n_attaches{0}, n_uses{0}, n_profiles{0}, n_empty_profiles{0};
   std::atomic<bool> loading_fails{false};
 
  private:
@@ -116,7 +117,7 @@ class StoreClientTest : public ::testing::Test {
                            .fingerprint = kFingerprint,
                            .probe_interval = 20ms,
                            .report_interval = 20ms,
-                           .profile_interval = 20ms,
+                           .profile_interval = profile_interval_,
                            .tier = tier_},
         &state_, &experts_,
         [this] {
@@ -156,6 +157,7 @@ class StoreClientTest : public ::testing::Test {
   AttachedExperts experts_{3, 4};
   ExpertTier* tier_ = nullptr;               // borrowed by the client
   std::function<void()> at_attach_ = [] {};  // on the client's thread
+  std::chrono::milliseconds profile_interval_{20};
   std::atomic<int> n_attached_{0};
   std::mutex mutex_;
   std::vector<absl::Status> refusals_;   // guarded by mutex_
@@ -197,6 +199,19 @@ TEST_F(StoreClientTest, TierReportsItsUsesAndGetsTheStoresProfile) {
   ASSERT_EQ(admissions.size(), 1u);
   EXPECT_EQ(admissions[0].layer, 1);
   EXPECT_EQ(admissions[0].expert, 3);
+  client_.reset();
+}
+
+TEST_F(StoreClientTest, ProfileWithoutCountsIsAskedForAgainSoon) {
+  const CacheShape shape{.n_layers = 3, .n_experts = 4, .n_slots = 1};
+  TierBoard board(shape, {}, 100, {});
+  tier_ = &board;
+  profile_interval_ = 1h;
+  const auto store = Store("first");
+  store->n_empty_profiles = 2;
+  StartClient();
+  EXPECT_TRUE(Eventually([&] { return board.SetPolicy("profile").ok(); }));
+  EXPECT_EQ(store->n_profiles, 3);
   client_.reset();
 }
 

@@ -202,8 +202,9 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
                           .width = config_.hidden_size,
                           .await_nanoseconds = static_cast<uint64_t>(options_.expert_wait.count())},
                          ops_.get(), parallel_.get(), experts));
+  const bool by_profile = options_.cache_policy == "profile";  // there are no counts yet
   HEARTH_ASSIGN_OR_RETURN(experts_, DeviceExperts::Create(config_, layout, experts, plan.n_slots,
-                                                          options_.cache_policy));
+                                                          by_profile ? "" : options_.cache_policy));
   HEARTH_ASSIGN_OR_RETURN(backend_,
                           CudaBackend::Create(config_, backend_shape, &device_weights_, state_,
                                               experts_.get(), misses_.get(), options_.routing));
@@ -212,6 +213,7 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
   for (const VramPart& part : plan.parts) parts.push_back({"vram", part.name, part.bytes});
   board_ = std::make_unique<TierBoard>(experts_->cache().shape(), PolicyOptions{}, layout.bytes,
                                        std::move(parts));
+  if (by_profile) board_->AwaitProfile();
   HEARTH_RETURN_IF_ERROR(backend_->error());
   // What was cleared and copied so far ran on another stream than the steps will.
   return CudaStatus(cudaDeviceSynchronize(), "starting");
