@@ -192,8 +192,8 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
   return model;
 }
 
-absl::Status StartServing(const CommandLine& line, LoadedModel& model,
-                          SchedulerObserver& observer) {
+absl::Status StartServing(const CommandLine& line, LoadedModel& model, SchedulerObserver& observer,
+                          std::function<void(const absl::Status&)> on_lost) {
   SchedulerOptions options;
   options.batch.max_sequences = line.max_sequences;
   options.batch.prefill_chunk = line.prefill_chunk;
@@ -202,6 +202,7 @@ absl::Status StartServing(const CommandLine& line, LoadedModel& model,
   options.queue_limit = line.queue_limit;
   options.context_tokens = model.served.info.context_tokens();
   options.before_step = [experts = model.experts.get()] { experts->BeginStep(); };
+  options.on_lost = std::move(on_lost);
   HEARTH_ASSIGN_OR_RETURN(model.scheduler,
                           Scheduler::Start(*model.engine, *model.tokenizer, options, observer));
   model.served.scheduler = model.scheduler.get();

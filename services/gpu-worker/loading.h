@@ -1,6 +1,7 @@
 // What a worker holds once it is loaded, and the steps of getting there.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -32,7 +33,9 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                                        ServingState& state);
 
 // Once experts are attached: starts the scheduler and produces one token, so that a worker that
-// calls itself ready has done the whole way. `observer` is borrowed.
-absl::Status StartServing(const CommandLine& line, LoadedModel& model, SchedulerObserver& observer);
+// calls itself ready has done the whole way. `observer` is borrowed; `on_lost` as
+// SchedulerOptions'.
+absl::Status StartServing(const CommandLine& line, LoadedModel& model, SchedulerObserver& observer,
+                          std::function<void(const absl::Status&)> on_lost);
 
 }  // namespace hearth::worker

@@ -13,6 +13,7 @@
 #include "common/base/file.h"
 #include "common/base/logging.h"
 #include "common/base/signals.h"
+#include "common/base/status.h"
 #include "common/base/status_macros.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/health.h"
@@ -94,7 +95,11 @@ absl::Status LoadAndServe(const CommandLine& line, Events& events, ServingState&
       [&events](const absl::Status& why) { events.SetEnd(why); });
   if (const auto end = events.WaitUntilAttached()) return *end;
   state.Set(v1::WORKER_STATE_WAITING_FOR_STORE, "producing the first token", 0.98);
-  HEARTH_RETURN_IF_ERROR(StartServing(line, *model, metrics));
+  // Only a new process gets the device back: the supervisor starts one.
+  const auto on_lost = [&events](const absl::Status& why) {
+    events.SetEnd(Annotate(why, "the device failed and works no more for this process"));
+  };
+  HEARTH_RETURN_IF_ERROR(StartServing(line, *model, metrics, on_lost));
   state.SetQueueLimit(line.queue_limit);
   state.Publish(&model->served);
   state.Set(v1::WORKER_STATE_READY, "ready", 1);

@@ -203,6 +203,10 @@ class Engine {
   virtual void Interrupt() = 0;
   virtual void ClearInterrupt() = 0;
 
+  // Not OK: a device failed for good, and no step can succeed in this process any more. Engine's
+  // thread.
+  virtual absl::Status device_error() const { return absl::OkStatus(); }
+
   // Copies of a delta-net layer's states after the tokens seen: conv [channels, W - 1] with the
   // newest last, and recurrent [Hv, dk, dv]. For verify.
   virtual absl::Status ReadDeltaState(const SequenceState& state, int layer,

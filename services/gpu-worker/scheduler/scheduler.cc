@@ -88,7 +88,7 @@ absl::Status Scheduler::Submit(GenerationRequest request, std::shared_ptr<Output
     const int limit = options_.batch.max_sequences + options_.queue_limit;
     const int n_inside =
         static_cast<int>(inbox_.size()) + published_.n_waiting + published_.n_running;
-    if (stopping_ || published_.is_draining) {
+    if (stopping_ || published_.is_draining || !published_.is_running) {
       refused = absl::UnavailableError("the worker is shutting down; try again in a few seconds");
     } else if (!is_probe && n_inside >= limit) {
       refused = absl::ResourceExhaustedError(absl::StrCat(
@@ -109,12 +109,25 @@ void Scheduler::Run() {
     if (options_.before_step) options_.before_step();
     const bool worked = batch_.Step(Clock::now());
     Publish();
+    if (const absl::Status lost = engine_.device_error(); !lost.ok()) {
+      if (options_.on_lost) options_.on_lost(lost);
+      break;
+    }
     if (!worked) WaitForWork();
   }
+  EndThread();
+}
+
+// Nothing is taken in any more, and what is there ends.
+void Scheduler::EndThread() {
+  {
+    const std::lock_guard lock(doorbell_->mutex);
+    published_.is_running = false;
+  }
+  TakeInbox();
   batch_.FailAll(absl::UnavailableError("the worker is shutting down"));
   Publish();
   const std::lock_guard lock(doorbell_->mutex);
-  published_.is_running = false;
   busy_since_.reset();
 }
 

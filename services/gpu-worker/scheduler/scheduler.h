@@ -19,9 +19,11 @@ namespace hearth::worker {
 
 struct SchedulerOptions {
   BatchOptions batch;
-  int queue_limit = 64;               // requests accepted beyond max_sequences
-  int64_t context_tokens = 4096;      // prompt + output of one request
-  std::function<void()> before_step;  // on the engine's thread, between steps; may be null
+  int queue_limit = 64;                    // requests accepted beyond max_sequences
+  int64_t context_tokens = 4096;           // prompt + output of one request
+  std::function<void()> before_step = {};  // on the engine's thread, between steps; may be null
+  // On the engine's thread, which ends then: a device failed for good, and why. May be null.
+  std::function<void(const absl::Status&)> on_lost = {};
 };
 
 // A snapshot for status, health and metrics.
@@ -45,8 +47,9 @@ class Scheduler {
                                                           SchedulerObserver& observer);
   ~Scheduler();
 
-  // Thread-safe and quick. ResourceExhausted when the queue is full, Unavailable when draining,
-  // InvalidArgument for a prompt that can never fit. On an error the stream gets no event.
+  // Thread-safe and quick. ResourceExhausted when the queue is full, Unavailable when draining or
+  // when a device failed, InvalidArgument for a prompt that can never fit. On an error the stream
+  // gets no event.
   absl::Status Submit(GenerationRequest request, std::shared_ptr<OutputStream> output);
 
   // Longest prompt + output: the context, or what all KV pages together hold if that is less.
@@ -71,6 +74,7 @@ class Scheduler {
   Scheduler(Engine& engine, const Tokenizer& tokenizer, const SchedulerOptions& options,
             SchedulerObserver& observer);
   void Run();
+  void EndThread();
   // Moves new requests into the batch; false when it is time to stop.
   bool TakeInbox();
   void Publish();

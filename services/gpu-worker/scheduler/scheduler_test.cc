@@ -182,6 +182,27 @@ TEST_F(SchedulerTest, DrainFinishesWhatRunsAndRefusesTheRest) {
   EXPECT_TRUE(client.Await().finish.has_value());
 }
 
+TEST_F(SchedulerTest, LostDeviceEndsAllRequestsAndTheThreadAndSaysWhy) {
+  absl::Status why;
+  SchedulerOptions options;
+  options.on_lost = [&why](const absl::Status& status) { why = status; };
+  Start(options);
+  engine_.Hold();
+  Client running, queued, late;
+  EXPECT_OK(scheduler_->Submit(Greedy(2, 10), running.stream));
+  engine_.AwaitHeld();
+  EXPECT_OK(scheduler_->Submit(Greedy(2, 10), queued.stream));
+  engine_.next_error = engine_.lost = absl::InternalError("an illegal address");
+  engine_.Release();
+  EXPECT_THAT(running.Await().error,
+              IsStatus(absl::StatusCode::kInternal, HasSubstr("an illegal address")));
+  EXPECT_THAT(queued.Await().error, IsStatus(absl::StatusCode::kUnavailable, ::testing::_));
+  EXPECT_TRUE(Eventually([&] { return !scheduler_->status().is_running; }));
+  EXPECT_THAT(scheduler_->Submit(Greedy(2, 10), late.stream),
+              IsStatus(absl::StatusCode::kUnavailable, ::testing::_));
+  EXPECT_THAT(why, IsStatus(absl::StatusCode::kInternal, HasSubstr("an illegal address")));
+}
+
 TEST_F(SchedulerTest, StopEndsWhatIsLeftAndStreamsOutliveIt) {
   Start();
   engine_.Hold();

@@ -108,6 +108,7 @@ class FakeEngine final : public Engine {
     for (const StepItem& item : items) Feed(item, logits);
     return absl::OkStatus();
   }
+  absl::Status device_error() const override { return lost; }
   int max_drafts() const override { return max_drafts_; }
   absl::Status Draft(std::span<const DraftItem> items, int depth, StepLogits* logits) override {
     EXPECT_LT(depth, max_drafts_);
@@ -160,6 +161,7 @@ class FakeEngine final : public Engine {
   }
 
   absl::Status next_error;        // of the next step
+  absl::Status lost;              // once not OK: the device's error
   absl::Status next_draft_error;  // of the next Draft
   int64_t n_draft_calls() const { return n_draft_calls_; }
   int n_states() const { return n_states_; }

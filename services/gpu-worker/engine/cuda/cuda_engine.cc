@@ -60,6 +60,7 @@ class CudaEngine final : public Engine {
   int64_t pages_free() const override { return state_->pages_free(); }
   int64_t pages_total() const override { return state_->shape().n_pages; }
   absl::Status Step(std::span<const StepItem> items, StepLogits* logits) override;
+  absl::Status device_error() const override { return device_error_; }
   uint64_t progress() const override {
     return parallel_->progress() + misses_->heartbeat() + steps_;
   }
@@ -87,6 +88,7 @@ class CudaEngine final : public Engine {
     float* logits = nullptr;  // where they go
   };
   absl::Status RunItems(std::span<const StepItem> items, float* logits);
+  void NoteDeviceError(const absl::Status& status);
   // Items decode together, or one item's rows are read.
   absl::Status Decode(std::span<const DecodeItem> items);
   absl::Status Read(const StepItem& item, float* logits);
@@ -113,6 +115,7 @@ class CudaEngine final : public Engine {
   std::vector<DecodeItem> decodes_;
   std::vector<float> scattered_;
   std::atomic<uint64_t> steps_{0};
+  absl::Status device_error_;
 };
 
 absl::StatusOr<std::unique_ptr<Engine>> CudaEngine::Create(const Checkpoint& checkpoint,
@@ -245,8 +248,19 @@ absl::Status CudaEngine::Step(std::span<const StepItem> items, StepLogits* logit
   if (status.ok()) return status;
   // What is left of a failed step must not meet the next one.
   backend_->Settle();
+  NoteDeviceError(status);
   // Items may have advanced: the step must not be tried again, as one that is refused.
   return absl::IsResourceExhausted(status) ? absl::InternalError(status.message()) : status;
+}
+
+// What the backend could not enqueue, or the device could not do, is not undone: only a new process
+// begins anew. An error that stays when asked for again is the context's.
+void CudaEngine::NoteDeviceError(const absl::Status& status) {
+  cudaGetLastError();
+  cudaStreamQuery(backend_->stream());
+  const cudaError_t stays = cudaStreamQuery(backend_->stream());
+  const bool is_lost = stays != cudaSuccess && stays != cudaErrorNotReady;
+  if (device_error_.ok() && (is_lost || !backend_->error().ok())) device_error_ = status;
 }
 
 // Prompts as they come, one by one; then what decodes, together.
