@@ -360,8 +360,13 @@ absl::Status CudaEngine::RunGraph(const Batch& batch, float* logits) {
     HEARTH_RETURN_IF_ERROR(status);
     HEARTH_RETURN_IF_ERROR(CudaStatus(ended, "capture"));
     GraphExec exec;
-    HEARTH_RETURN_IF_ERROR(
-        CudaStatus(cudaGraphInstantiate(exec.put(), graph.get(), 0), "a decode graph"));
+    cudaError_t made = cudaGraphInstantiate(exec.put(), graph.get(), 0);
+    if (made == cudaSuccess) made = cudaGraphUpload(exec.get(), backend_->stream());
+    if (made == cudaErrorMemoryAllocation) {  // others have all of it: slower, but it goes on
+      cudaGetLastError();
+      return RunBatch(batch, logits);
+    }
+    HEARTH_RETURN_IF_ERROR(CudaStatus(made, "a decode graph"));
     found = graphs_.emplace(key, std::move(exec)).first;
   }
   HEARTH_RETURN_IF_ERROR(
