@@ -1,66 +1,137 @@
 #!/usr/bin/env bash
-# Runs what ./dev gpu-bundle packed, on a machine with a GPU: tests, then benchmarks. Logs go to ${OUT:-.}; a part that fails
-# does not keep the others from running. The last lines are the summary; fails if a part failed. Ends within 9 minutes.
-# Arguments choose parts: ops worker_ops bench sanitizer (without any: all but sanitizer).
+# Checks and times what ./dev gpu-bundle packed, on a machine with a GPU and Python 3: no compiler, no package. Results go to
+# ${OUT:-.} as JSON and text. A part that fails does not keep the others from running; the last lines are the summary; fails if a
+# part failed. A part that cannot be run here says so in the summary and in notrun.txt.
+#
+# Arguments choose parts (without any: all of them, half an hour):
+#   machine     what the machine gives: hearth benchmark --machine, hearth doctor
+#   ops         each kernel against the CPU's ops (test_ops_cuda)
+#   worker_ops  the CPU's ops on this CPU (test_worker_ops)
+#   engine      the engine on the GPU (test_cuda_engine), where it was packed
+#   verify      reference cases, float32 and fast, with no, few and all experts in VRAM
+#   evaluation  the demo model's 200 questions through HTTP, cache at 10 to 100 %, every policy, 8 at once and one by one
+#   faults      the worker killed while it generates; VRAM held by another process
+#   bench_ops   the kernels' speed
+#   speed       the 80B model's shape with all 48 layers, row by row against what is required
+#   sanitizer   compute-sanitizer: memcheck of a whole model, racecheck of the kernels' tests
+#
+# HEARTH_DATA    folder with models/demo and tests/golden, as a checkout has them (default: the bundle's own)
+# HEARTH_BIN     folder of the programs (default: the bundle's own)
+# HEARTH_BACKEND cpu: the parts verify, evaluation, faults and speed on the CPU backend, to try this script where there is no GPU
+# HEARTH_EVALUATION_FLAGS, HEARTH_SPEED_FLAGS  more flags of gpu_bundle/evaluation.py and gpu_bundle/speed.py
+# HEARTH_SANITIZER_FILTER  which of the kernels' tests racecheck runs
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
+scripts=$here/gpu_bundle
 out=${OUT:-.}
 mkdir -p "$out"
-chmod +x "$here"/bin/* 2>/dev/null || true  # some ways of carrying lose the bit
+out=$(readlink -f "$out")
+bin=${HEARTH_BIN:-$here/bin}
+data=${HEARTH_DATA:-$here}
+backend=${HEARTH_BACKEND:-cuda}
+chmod +x "$bin"/* 2>/dev/null || true  # some ways of carrying lose the bit
 parts=("$@")
-((${#parts[@]})) || parts=(ops worker_ops bench)
+((${#parts[@]})) || parts=(machine ops worker_ops engine verify evaluation faults bench_ops speed sanitizer)
 results=()
 failed=0
+: >"$out/notrun.txt"
 
 # The libraries for our programs only: the machine's own tools keep theirs.
-ours=(env LD_LIBRARY_PATH="$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
+ours=(env "LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
+
+result() { # result NAME STATUS SECONDS TEXT
+  results+=("$(printf '%-12s %-8s %4d s  %s' "$1" "$2" "$3" "$4")")
+}
+
+not_run() { # not_run NAME WHY
+  result "$1" "not run" 0 "$2"
+  echo "$1: $2" >>"$out/notrun.txt"
+}
 
 part() { # part NAME SECONDS COMMAND...: stdout and stderr to NAME.log
   local name=$1 limit=$2 begin=$SECONDS code
   shift 2
-  printf '\n== %s: %s\n' "$name" "$*"
+  printf '\n== %s: %s\n' "$name" "${*##*/}"
   timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
-  results+=("$(printf '%-12s exit %3d  %3d s  %s' "$name" "$code" $((SECONDS - begin)) \
-    "$(grep -E '^\[  (PASSED|SKIPPED|FAILED)|^\[==========\]|ERROR SUMMARY' "$out/$name.log" | tail -2 | tr '\n' ' ')")")
-  if ((code != 0)); then
+  if ((code == 0)); then
+    result "$name" ok $((SECONDS - begin)) "$(summary_of "$name")"
+    tail -3 "$out/$name.log"
+  else
     failed=1
+    result "$name" "exit $code" $((SECONDS - begin)) "$(summary_of "$name")"
     grep -E -B12 'FAILED|Failure|rror' "$out/$name.log" | head -60
-    tail -15 "$out/$name.log"
+    tail -25 "$out/$name.log"
   fi
 }
 
+summary_of() {
+  grep -E '^\[  (PASSED|SKIPPED|FAILED)|^\[==========\]|ERROR SUMMARY|RACECHECK SUMMARY|^evaluation:|^verify:|^faults:' \
+    "$out/$1.log" | tail -2 | tr '\n' ' '
+}
+
+has_data() { # has_data NAME FILE
+  [[ -e $data/$2 ]] && return 0
+  not_run "$1" "$data/$2 is not there: name its folder in HEARTH_DATA"
+  return 1
+}
+
+has_program() { # has_program NAME PROGRAM
+  [[ -x $bin/$2 ]] && return 0
+  not_run "$1" "$2 was not packed"
+  return 1
+}
+
+python() { part "$1" "$2" "${ours[@]}" python3 "$scripts/$1.py" --bin "$bin" --out "$out" --backend "$backend" "${@:3}"; }
+
 {
-  cat "$here/commit"
+  cat "$here/commit" 2>/dev/null
   date -u
   nvidia-smi
-  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,memory.total --format=csv
   lscpu | head -40
-} >"$out/machine.log" 2>&1
-head -25 "$out/machine.log"
+  free -m
+} >"$out/card.log" 2>&1
+head -25 "$out/card.log"
+if [[ $backend == cuda ]] && ! nvidia-smi -L >/dev/null 2>&1; then
+  echo "run.sh: no GPU: nvidia-smi fails (see $out/card.log)" >&2
+  exit 2
+fi
 
 export HEARTH_REQUIRE_GPU=1
+read -ra evaluation_flags <<<"${HEARTH_EVALUATION_FLAGS:-}"
+read -ra speed_flags <<<"${HEARTH_SPEED_FLAGS:-}"
 for name in "${parts[@]}"; do
   case $name in
-    ops) part ops 150 "${ours[@]}" "$here/bin/test_ops_cuda" --gtest_brief=1 ;;
-    worker_ops) part worker_ops 120 "${ours[@]}" "$here/bin/test_worker_ops" --gtest_brief=1 ;;
+    machine) part machine 120 "${ours[@]}" "$scripts/machine.sh" "$bin" "$out" ;;
+    ops) has_program ops test_ops_cuda && part ops 150 "${ours[@]}" "$bin/test_ops_cuda" --gtest_brief=1 ;;
+    worker_ops) has_program worker_ops test_worker_ops && part worker_ops 120 "${ours[@]}" "$bin/test_worker_ops" --gtest_brief=1 ;;
+    engine) has_program engine test_cuda_engine && part engine 180 "${ours[@]}" "$bin/test_cuda_engine" --gtest_brief=1 ;;
+    verify)
+      has_data verify tests/golden/tiny-a/config.json && python verify 240 --golden "$data/tests/golden"
+      ;;
+    evaluation)
+      has_data evaluation models/demo/config.json && python evaluation 300 --model "$data/models/demo" "${evaluation_flags[@]}"
+      ;;
+    faults) has_data faults models/demo/config.json && python faults 240 --model "$data/models/demo" ;;
+    bench_ops)
+      # Its progress on stderr is for people, its JSON is the log.
+      has_program bench_ops hearth-bench-cuda && part bench_ops 180 "${ours[@]}" "$bin/hearth-bench-cuda"
+      ;;
+    speed) python speed 600 "${speed_flags[@]}" ;;
     sanitizer)
-      part memcheck 240 "${ours[@]}" compute-sanitizer --error-exitcode 9 \
-        "$here/bin/test_ops_cuda" --gtest_brief=1 --gtest_filter="${HEARTH_SANITIZER_FILTER:-*}"
+      if ! command -v compute-sanitizer >/dev/null; then
+        not_run sanitizer "compute-sanitizer is not on the PATH"
+      elif has_data sanitizer tests/golden/tiny-a/config.json; then
+        part sanitizer 400 "${ours[@]}" "$scripts/sanitizer.sh" "$bin" "$data/tests/golden/tiny-a"
+      fi
       ;;
-    bench)
-      printf '\n== bench\n'
-      begin=$SECONDS
-      "${ours[@]}" timeout -k 5 180 "$here/bin/hearth-bench-cuda" >"$out/bench.json" 2>"$out/bench.log"
-      code=$?
-      ((code == 0)) || failed=1
-      results+=("$(printf '%-12s exit %3d  %3d s' bench "$code" $((SECONDS - begin)))")
-      cat "$out/bench.log"
-      ;;
-    *) results+=("$name: no such part"); failed=1 ;;
+    *) result "$name" unknown 0 "there is no such part"; failed=1 ;;
   esac
 done
 
-printf '\n== summary (%s)\n' "$(cat "$here/commit")"
-printf '%s\n' "${results[@]}"
+{
+  printf '\n== summary (%s)\n' "$(cat "$here/commit" 2>/dev/null)"
+  printf '%s\n' "${results[@]}"
+} | tee "$out/summary.txt"
 exit "$failed"
