@@ -135,7 +135,7 @@ absl::Status CudaEngine::MakeOps() {
         absl::StrCat("this CPU cannot run the instruction set '", options_.isa, "'"));
   }
   if (kernels != nullptr) {
-    ops_ = std::make_unique<FastOps>(parallel_.get(), kernels);
+    ops_ = std::make_unique<FastOps>(parallel_.get(), kernels, true);
   } else {
     ops_ = std::make_unique<ExactOps>(parallel_.get());
   }
