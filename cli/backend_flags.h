@@ -13,6 +13,7 @@ struct BackendFlags {
   std::string backend = "cpu", policy;
   uint64_t vram = 0;
   int64_t slots = -1;
+  std::string kv_type = "bf16";
 
   bool is_cuda() const { return backend == "cuda"; }
   void Apply(worker::EngineOptions* options) const {
@@ -20,6 +21,7 @@ struct BackendFlags {
     options->vram_bytes = vram;
     options->expert_slots = slots;
     options->cache_policy = policy;
+    options->int8_kv = kv_type == "int8";
   }
 };
 
@@ -35,6 +37,10 @@ inline void AddBackendFlags(CLI::App& command, BackendFlags* flags) {
       .add_option("--expert-slots", flags->slots,
                   "Experts that it keeps there (default: as many as fit)")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
+  command
+      .add_option("--kv-type", flags->kv_type, "Keys and values of the CUDA backend: bf16, int8")
+      ->check(CLI::IsMember({"bf16", "int8"}))
+      ->capture_default_str();
   command.add_option("--cache-policy", flags->policy, "Which experts stay in VRAM")
       ->check(CLI::IsMember({"lru", "prompt", "predictive", "recency"}));
 }

@@ -256,7 +256,8 @@ void AddBenchmark(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   command
       ->add_option("--routing", flags->routing,
-                   "flat, locality[:WORKING_SET] or trace:FILE (docs/benchmark.md)")
+                   "flat, locality[:WORKING_SET], shared[:WORKING_SET] or trace:FILE "
+                   "(docs/benchmark.md)")
       ->capture_default_str();
   command->add_option("--seed", flags->seed, "Seed of token ids, contexts and imposed routing (1)");
   command->add_flag("--json", flags->json, "Print one JSON object");

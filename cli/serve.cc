@@ -39,6 +39,7 @@ const std::vector<PassedFlag>& PassedFlags() {
       {"--backend", "What computes: cuda, cpu or auto (default)", {kWorker}},
       {"--vram", "VRAM that may be used, as 14GiB (default: what is free less 1 GiB)", {kWorker}},
       {"--expert-slots", "Experts kept in VRAM (default: as many as fit)", {kWorker}},
+      {"--kv-type", "Keys and values in VRAM: bf16 (default), int8", {kWorker}},
       {"--cache-policy",
        "Which experts stay there: lru, prompt, predictive, profile, recency",
        {kWorker}},

@@ -176,7 +176,8 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                      .max_sequences = line.max_sequences + 1,  // the probe
                                      .vram_bytes = line.vram_bytes,
                                      .expert_slots = line.expert_slots,
-                                     .cache_policy = line.cache_policy}));
+                                     .cache_policy = line.cache_policy,
+                                     .int8_kv = line.kv_type == "int8"}));
   if (const std::string table = model->engine->memory_table(); !table.empty()) {
     LogInfo("VRAM is laid out:\n" + table);
   }

@@ -81,6 +81,10 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   app.add_option("--expert-slots", line.expert_slots,
                  "Experts that it keeps in VRAM (default: as many as fit)")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
+  app.add_option("--kv-type", line.kv_type,
+                 "Keys and values of the CUDA backend: bf16, or int8 for twice the context")
+      ->check(CLI::IsMember({"bf16", "int8"}))
+      ->capture_default_str();
   app.add_option(
          "--cache-policy", line.cache_policy,
          "Which experts stay there: lru (default), prompt, predictive, recency, or profile: "

@@ -22,6 +22,7 @@ struct CommandLine {
   uint64_t vram_bytes = 0;       // 0: what is free less a reserve
   int64_t expert_slots = -1;     // -1: as many as fit
   std::string cache_policy;      // empty: the default
+  std::string kv_type = "bf16";  // or "int8", with CUDA
   int n_threads = 0;
   bool exact = false;
   std::string isa;      // empty: the best

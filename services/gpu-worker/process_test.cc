@@ -90,7 +90,8 @@ TEST_F(WorkerProcessTest, NewSegmentOfARestartedStoreIsTakenOverWhileTextIsGener
   call.ReadBytes(undisturbed.size());
   EXPECT_EQ(call.answer().text.substr(0, undisturbed.size()), undisturbed);
   EXPECT_EQ(call.Cancel().status.code(), absl::StatusCode::kCancelled);
-  // The removed file's memory is given back once nobody maps it: with the next step, whatever it is.
+  // The removed file's memory is given back once nobody maps it: with the next step, whatever it
+  // is.
   EXPECT_EQ(Generate(request).text, undisturbed);
   const fs::path maps = absl::StrCat("/proc/", worker_->pid(), "/maps");
   const std::string mapped = Slurp(maps);

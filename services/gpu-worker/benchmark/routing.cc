@@ -69,9 +69,10 @@ class LocalLayer {
 
 class LocalRouting final : public RoutingOverride {
  public:
-  LocalRouting(const ModelConfig& config, int working_set, uint64_t seed)
+  LocalRouting(const ModelConfig& config, int working_set, uint64_t seed, bool is_shared)
       : n_experts_(config.n_experts),
         working_set_(working_set),
+        is_shared_(is_shared),
         seed_(seed),
         layers_(static_cast<size_t>(config.n_layers)) {}
 
@@ -84,7 +85,7 @@ class LocalRouting final : public RoutingOverride {
     const auto width = static_cast<size_t>(top_k);
     for (size_t i = 0; i < items.size(); ++i) {
       for (int row = items[i].begin; row < items[i].end; ++row) {
-        sequences[i].Choose(ids.subspan(static_cast<size_t>(row) * width, width));
+        sequences[is_shared_ ? 0 : i].Choose(ids.subspan(static_cast<size_t>(row) * width, width));
       }
     }
   }
@@ -92,30 +93,32 @@ class LocalRouting final : public RoutingOverride {
  private:
   const int n_experts_;
   const int working_set_;
+  const bool is_shared_;
   const uint64_t seed_;
   std::vector<std::vector<LocalLayer>> layers_;  // a layer's sequences
 };
 
 absl::StatusOr<BenchmarkRouting> Local(std::string_view size, const ModelConfig& config,
-                                       uint64_t seed) {
+                                       uint64_t seed, bool is_shared) {
   int working_set = DefaultWorkingSet(config);
   const bool is_number = size.empty() || absl::SimpleAtoi(ToAbsl(size), &working_set);
   // Twice what a token needs, or choosing different experts inside it would hardly end.
   const int least = std::min(2 * config.experts_per_token, config.n_experts);
   if (!is_number || working_set < least || working_set > config.n_experts) {
-    return absl::InvalidArgumentError(absl::StrCat("--routing locality:", ToAbsl(size),
+    return absl::InvalidArgumentError(absl::StrCat("--routing ", is_shared ? "shared:" : "locality:", ToAbsl(size),
                                                    ": the working set must be ", least, " to ",
                                                    config.n_experts, " experts"));
   }
   BenchmarkRouting made;
-  made.routing = MakeLocalRouting(config, working_set, seed);
+  made.routing = MakeLocalRouting(config, working_set, seed, is_shared);
   const int slots = std::max(1, config.n_experts / 4);
   const auto probe = MakeLocalRouting(config, working_set, seed);
   made.description = absl::StrFormat(
-      "imposed: each choice is one of a working set of %d of %d experts a layer and sequence with "
+      "imposed: each choice is one of a working set of %d of %d experts a layer%s with "
       "probability %.2f, any expert otherwise; a member of the set changes every %.0f tokens; an "
       "LRU of %d slots a layer would hit %.0f %%",
-      working_set, config.n_experts, kLocalShare, 1 / kDriftShare, slots,
+      working_set, config.n_experts, is_shared ? ", the same for all sequences," : " and sequence",
+      kLocalShare, 1 / kDriftShare, slots,
       100 * LruHitRate(*probe, 0, config.experts_per_token, slots, kLruTokens));
   return made;
 }
@@ -128,8 +131,8 @@ int DefaultWorkingSet(const ModelConfig& config) {
 }
 
 std::unique_ptr<RoutingOverride> MakeLocalRouting(const ModelConfig& config, int working_set,
-                                                  uint64_t seed) {
-  return std::make_unique<LocalRouting>(config, working_set, seed);
+                                                  uint64_t seed, bool is_shared) {
+  return std::make_unique<LocalRouting>(config, working_set, seed, is_shared);
 }
 
 double LruHitRate(RoutingOverride& routing, int layer, int top_k, int slots, int n_tokens) {
@@ -164,7 +167,10 @@ absl::StatusOr<BenchmarkRouting> MakeRouting(std::string_view text, const ModelC
   const std::string_view rest = colon == std::string_view::npos ? "" : text.substr(colon + 1);
   if (text == "flat") return BenchmarkRouting{nullptr, "the router's own (random weights: flat)"};
   if (text == "locality" || (kind == "locality" && !rest.empty())) {
-    return Local(rest, config, seed);
+    return Local(rest, config, seed, false);
+  }
+  if (text == "shared" || (kind == "shared" && !rest.empty())) {
+    return Local(rest, config, seed, true);
   }
   if (kind == "trace" && !rest.empty()) {
     BenchmarkRouting made;
@@ -174,7 +180,8 @@ absl::StatusOr<BenchmarkRouting> MakeRouting(std::string_view text, const ModelC
   }
   return absl::InvalidArgumentError(
       absl::StrCat("--routing ", ToAbsl(text),
-                   ": allowed are flat, locality, locality:WORKING_SET and trace:FILE"));
+                   ": allowed are flat, locality, locality:WORKING_SET, shared, "
+                   "shared:WORKING_SET and trace:FILE"));
 }
 
 }  // namespace hearth::worker

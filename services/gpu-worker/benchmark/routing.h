@@ -18,11 +18,12 @@ struct BenchmarkRouting {
   std::string description;                   // what was used, for the report
 };
 
-// "flat"; "locality" or "locality:WORKING_SET"; "trace:FILE".
+// "flat"; "locality" or "locality:WORKING_SET"; "shared" or "shared:WORKING_SET"; "trace:FILE".
 absl::StatusOr<BenchmarkRouting> MakeRouting(std::string_view text, const ModelConfig& config,
                                              uint64_t seed);
 
-// Each layer of each sequence has a working set of experts. Every choice of a token falls into it
+// Each layer of each sequence has a working set of experts (or, shared, each layer, as where all
+// sequences speak of the same). Every choice of a token falls into it
 // with probability kLocalShare and anywhere otherwise, all places of a token on different experts;
 // after each token one member of the set is replaced by a random expert with probability
 // kDriftShare.
@@ -30,7 +31,7 @@ inline constexpr double kLocalShare = 0.8;
 inline constexpr double kDriftShare = 0.1;
 int DefaultWorkingSet(const ModelConfig& config);  // 80 of 512
 std::unique_ptr<RoutingOverride> MakeLocalRouting(const ModelConfig& config, int working_set,
-                                                  uint64_t seed);
+                                                  uint64_t seed, bool is_shared = false);
 
 // A trace is a safetensors file with layers.I.router.topk_ids [T, K] for every layer with experts:
 // what `hearth verify` takes for a reference has them. The token at position p of the step's item i

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <filesystem>
 #include <set>
 
@@ -64,6 +66,25 @@ TEST(LocalRouting, EveryTokenGetsDifferentExperts) {
     }
     EXPECT_GT(all.size(), 150U);
   }
+}
+
+TEST(LocalRouting, SharedMeansOneWorkingSetForAllSequences) {
+  const ModelConfig config = LargeShape();
+  const auto experts_of_second = [&](bool is_shared) {
+    // How many of the second sequence's experts the first one's set of 20 has, over some tokens.
+    const auto routing = MakeLocalRouting(config, 20, 1, is_shared);
+    std::set<int32_t> first, second;
+    for (int token = 0; token < 20; ++token) {
+      const std::array<RoutingOverride::Rows, 2> items = {{{0, 1, token}, {1, 2, token}}};
+      std::vector<int32_t> ids(20);
+      routing->Impose(0, items, 10, ids);
+      first.insert(ids.begin(), ids.begin() + 10);
+      second.insert(ids.begin() + 10, ids.end());
+    }
+    return std::ranges::count_if(second, [&](int32_t id) { return first.contains(id); });
+  };
+  EXPECT_GE(experts_of_second(true), 20);
+  EXPECT_LT(experts_of_second(false), 20);
 }
 
 TEST(LocalRouting, SeedLayerAndSequenceDecide) {

@@ -159,6 +159,10 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
   attention_scratch_ = Allocate(AttentionScratchFloats({c.n_heads, c.n_kv_heads, c.head_dim},
                                                        kDecodeRows, shape_.max_positions));
   shared_ = Allocate(rows * c.hidden_size);
+  for (Rounded* rounded : {&rounded_h_, &rounded_mixer_}) {
+    rounded->rows = {Take<uint32_t>(kDecodeRows * WidestInput(c) / 4),
+                     Take<float>(kDecodeRows * WidestInput(c) / 64 + 1)};
+  }
   choice_ids_ = Take<int32_t>(places);
   choice_weights_ = Take<float>(places);
   places_ = Take<ExpertPlace>(places + rows);
@@ -188,6 +192,7 @@ void CudaBackend::Zero(const CudaSequence& sequence) {
 absl::Status CudaBackend::Begin(const Batch& batch) {
   HEARTH_RETURN_IF_ERROR(error());
   batch_ = &batch;
+  rounded_h_.of = rounded_mixer_.of = nullptr;
   rows_ = {static_cast<int>(batch.items.size()), batch.items.front().rows.size()};
   const int64_t rows = shape_.max_rows;
   auto* pinned = pinned_batch_.as<std::byte>();
@@ -257,9 +262,23 @@ void CudaBackend::Embed(const LinearRef& table, float* x) {
        "embedding");
 }
 
+RoundedRows CudaBackend::Round(const float* of, int width, Rounded* to) {
+  to->of = nullptr;
+  if (shape_.exact || !is_decode() || width % 64 != 0) return {};
+  to->of = of;
+  return to->rows;
+}
+
+RoundedRows CudaBackend::RoundedOf(const float* x) const {
+  return rounded_h_.of == x       ? rounded_h_.rows
+         : rounded_mixer_.of == x ? rounded_mixer_.rows
+                                  : RoundedRows{};
+}
+
 void CudaBackend::AddRmsNorm(int width, float* x, const float* delta, const float* weight,
                              float eps, float* h) {
-  Keep(AddRmsNormCuda(rows_.total(), width, x, {.delta = delta}, weight, eps, h, stream_.get()),
+  Keep(AddRmsNormCuda(rows_.total(), width, x, {.delta = delta}, weight, eps, h,
+                      Round(h, width, &rounded_h_), stream_.get()),
        "norm");
 }
 
@@ -323,7 +342,8 @@ void CudaBackend::FewRowsLinears(std::span<const Product> products, int n_rows, 
       FewRows(weights, n_rows, x, product.y);
     }
   }
-  if (n_jobs > 0) Keep(DecodeLinearsCuda(jobs, n_jobs, n_rows, x, stream_.get()), "linears");
+  if (n_jobs > 0)
+    Keep(DecodeLinearsCuda(jobs, n_jobs, n_rows, x, RoundedOf(x), stream_.get()), "linears");
 }
 
 void CudaBackend::PrefillLinears(std::span<const Product> products, const float* x) {
@@ -356,7 +376,9 @@ DeviceKv CudaBackend::KvOf(int attention_layer) const {
           .values = state_->Values(attention_layer),
           .table = page_table_,
           .max_pages = static_cast<int>(max_pages_),
-          .page_tokens = state_->shape().page_tokens};
+          .page_tokens = state_->shape().page_tokens,
+          .key_scales = state_->KeyScales(attention_layer),
+          .value_scales = state_->ValueScales(attention_layer)};
 }
 
 void CudaBackend::RotateAndStore(const AttentionShape& shape, int attention_layer,
@@ -372,11 +394,24 @@ void CudaBackend::Attention(const AttentionShape& shape, int attention_layer, co
   const DeviceKv kv = KvOf(attention_layer);
   if (is_decode()) {
     return Keep(AttentionCuda(shape, rows_, positions_, position_bucket_, q, query_gate, kv,
-                              attention_scratch_, out, stream_.get()),
+                              attention_scratch_, out, Round(out, shape.head_dim, &rounded_mixer_),
+                              stream_.get()),
                 "attention");
   }
-  Keep(PrefillAttentionCuda(shape, rows_.n_rows, positions_, q, query_gate, kv, out, stream_.get()),
-       "attention of a prefill");
+  if (kv.type == KvType::kBf16) {
+    return Keep(PrefillAttentionCuda(shape, rows_.n_rows, positions_, q, query_gate, kv, out,
+                                     stream_.get()),
+                "attention of a prefill");
+  }
+  // The tensor-core kernel reads bf16 pages only: a few rows at a time.
+  const int64_t q_row = int64_t{shape.n_heads} * shape.head_dim;
+  for (int64_t row = 0; row < rows_.n_rows; row += kDecodeRows) {
+    const auto n = static_cast<int>(std::min<int64_t>(kDecodeRows, rows_.n_rows - row));
+    Keep(AttentionCuda(shape, {1, n}, positions_ + row, position_bucket_, q + row * q_row,
+                       query_gate + row * 2 * q_row, kv, attention_scratch_, out + row * q_row,
+                       stream_.get()),
+         "attention of a prefill");
+  }
 }
 
 void CudaBackend::DeltaRule(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
@@ -392,8 +427,8 @@ void CudaBackend::DeltaRule(const DeltaShape& shape, int delta_layer, const Delt
                                      states, delta_scratch_, out, stream_.get()),
                 "delta rule of a prefill");
   }
-  Keep(DeltaRuleCuda(shape, rows_, inputs, qkvz, weights.norm, weights.eps, states, out, 0,
-                     stream_.get()),
+  Keep(DeltaRuleCuda(shape, rows_, inputs, qkvz, weights.norm, weights.eps, states, out,
+                     Round(out, shape.value_dim, &rounded_mixer_), 0, stream_.get()),
        "delta rule");
 }
 
@@ -473,7 +508,8 @@ absl::Status CudaBackend::DecodeExperts(const Routing& routing, const SharedExpe
   shape.n_rows = rows_.total();
   if (can_cache && levels.has_value()) {
     shape.top_k += shares_slot ? 1 : 0;
-    Keep(DecodeExpertsCuda(shape, *levels, places_, h, act_, out, stream_.get()), "experts");
+    Keep(DecodeExpertsCuda(shape, *levels, places_, h, RoundedOf(h), act_, out, stream_.get()),
+         "experts");
   } else if (can_cache) {
     Keep(ExpertsCuda(shape, places_, h, act_, out, stream_.get()), "experts");
   } else {

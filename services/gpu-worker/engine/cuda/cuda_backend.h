@@ -26,6 +26,7 @@
 #include "services/gpu-worker/ops/cuda/decode_linear.h"
 #include "services/gpu-worker/ops/cuda/device.h"
 #include "services/gpu-worker/ops/cuda/linear.h"
+#include "services/gpu-worker/ops/cuda/rounded_rows.h"
 
 namespace hearth::worker {
 
@@ -125,6 +126,15 @@ class CudaBackend final : public Backend {
   // Levels of 4-bit weights as the integer kernels take them; nothing where they can't.
   std::deque<std::pair<std::array<float, 16>, std::optional<DecodeLevels>>> levels_;
   const std::optional<DecodeLevels>& LevelsOf(const float (&levels)[16]);
+  // Activations that the kernel which made them rounded for the integer kernels, in decode steps:
+  // h of a norm, and what attention or the delta rule gave.
+  struct Rounded {
+    RoundedRows rows;
+    const float* of = nullptr;  // null: not rounded in this step
+  };
+  Rounded rounded_h_, rounded_mixer_;
+  RoundedRows Round(const float* of, int width, Rounded* to);
+  RoundedRows RoundedOf(const float* x) const;
   const void* embedding_ = nullptr;
   int embedding_bits_ = 16;
 

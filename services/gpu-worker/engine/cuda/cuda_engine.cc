@@ -184,7 +184,7 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
   shape.page_tokens = kPageTokens;
   shape.n_pages = (options_.kv_tokens + kPageTokens - 1) / kPageTokens;
   shape.max_sequences = options_.max_sequences;
-  shape.kv_type = options_.exact ? KvType::kF32 : KvType::kBf16;
+  shape.kv_type = options_.exact ? KvType::kF32 : options_.int8_kv ? KvType::kInt8 : KvType::kBf16;
   const int chunk = options_.exact ? kDecodeRows : std::max(kDecodeRows, options_.max_batch_tokens);
   const CudaBackendShape backend_shape{
       .max_rows = chunk,
@@ -425,6 +425,7 @@ absl::Status CudaEngine::FillContext(SequenceState* state, int64_t n_tokens, uin
   }
   sequence.Grow(n_tokens);
   const DeviceStateShape& shape = state_->shape();
+  constexpr float kWhole = 32;  // of int8 pages: four deviations fit
   const uint64_t stream = StreamOf(seed, "context");
   const auto n_values = static_cast<size_t>(shape.page_tokens * shape.token_values);
   std::vector<float> page(n_values), states(static_cast<size_t>(shape.sequence_floats()));
@@ -432,8 +433,15 @@ absl::Status CudaEngine::FillContext(SequenceState* state, int64_t n_tokens, uin
   FillRandomFloats(stream + 1, 0.1F, states);
   std::vector<uint16_t> rounded(n_values);
   std::ranges::transform(page, rounded.begin(), F32ToBF16);
-  const bool is_f32 = shape.kv_type == KvType::kF32;
-  const void* values = is_f32 ? static_cast<const void*>(page.data()) : rounded.data();
+  std::vector<int8_t> whole(n_values);
+  std::ranges::transform(page, whole.begin(), [](float value) {
+    return static_cast<int8_t>(std::clamp(value * kWhole, -127.F, 127.F));
+  });
+  const void* values = shape.kv_type == KvType::kF32    ? static_cast<const void*>(page.data())
+                       : shape.kv_type == KvType::kBf16 ? static_cast<const void*>(rounded.data())
+                                                        : whole.data();
+  const std::vector<float> scales(static_cast<size_t>(shape.page_tokens * shape.n_kv_heads),
+                                  1 / kWhole);
   const size_t page_bytes = n_values * static_cast<size_t>(shape.kv_value_bytes());
   cudaError_t error =
       cudaMemcpyAsync(state_->Sequence(sequence.place()), states.data(), states.size() * 4,
@@ -445,6 +453,12 @@ absl::Status CudaEngine::FillContext(SequenceState* state, int64_t n_tokens, uin
         error = cudaMemcpyAsync(
             static_cast<std::byte*>(pool) + static_cast<size_t>(number) * page_bytes, values,
             page_bytes, cudaMemcpyHostToDevice, backend_->stream());
+      }
+      if (shape.kv_type != KvType::kInt8) continue;
+      for (float* pool : {state_->KeyScales(layer), state_->ValueScales(layer)}) {
+        if (error != cudaSuccess) break;
+        error = cudaMemcpyAsync(pool + static_cast<size_t>(number) * scales.size(), scales.data(),
+                                scales.size() * 4, cudaMemcpyHostToDevice, backend_->stream());
       }
     }
   }

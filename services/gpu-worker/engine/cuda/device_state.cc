@@ -17,6 +17,7 @@ DeviceStateShape DeviceStateShape::Of(const ModelConfig& c) {
       std::ranges::count(c.layers, MixerKind::kFullAttention, &LayerConfig::mixer));
   shape.delta_layers =
       static_cast<int>(std::ranges::count(c.layers, MixerKind::kDeltaNet, &LayerConfig::mixer));
+  shape.n_kv_heads = c.n_kv_heads;
   shape.token_values = int64_t{c.n_kv_heads} * c.head_dim;
   shape.history_floats = int64_t{c.conv_width - 1} * c.conv_channels();
   shape.recurrent_floats =
@@ -26,8 +27,12 @@ DeviceStateShape DeviceStateShape::Of(const ModelConfig& c) {
 
 absl::StatusOr<std::shared_ptr<DeviceState>> DeviceState::Create(const DeviceStateShape& shape) {
   auto state = std::shared_ptr<DeviceState>(new DeviceState(shape));
-  HEARTH_RETURN_IF_ERROR(CudaStatus(state->kv_.Allocate(shape.KvBytes()),
-                                    absl::StrCat("memory for ", shape.n_pages, " KV pages")));
+  const int64_t n_pools = 2 * shape.attention_layers;
+  for (const cudaError_t error : {state->kv_.Allocate(n_pools * shape.PoolBytes()),
+                                  state->kv_scales_.Allocate(n_pools * shape.PoolScales())}) {
+    HEARTH_RETURN_IF_ERROR(
+        CudaStatus(error, absl::StrCat("memory for ", shape.n_pages, " KV pages")));
+  }
   HEARTH_RETURN_IF_ERROR(
       CudaStatus(state->states_.Allocate(shape.StateBytes() / 4),
                  absl::StrCat("memory for the states of ", shape.max_sequences, " sequences")));

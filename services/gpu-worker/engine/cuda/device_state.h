@@ -26,11 +26,17 @@ struct DeviceStateShape {
   KvType kv_type = KvType::kBf16;
 
   static DeviceStateShape Of(const ModelConfig& config);
-  int64_t kv_value_bytes() const { return kv_type == KvType::kF32 ? 4 : 2; }
-  // Bytes of all pages, and of all sequences' states.
-  int64_t KvBytes() const {
-    return 2 * attention_layers * n_pages * page_tokens * token_values * kv_value_bytes();
+  int n_kv_heads = 0;  // G: kInt8 has as many scales a token
+  int64_t kv_value_bytes() const {
+    return kv_type == KvType::kF32 ? 4 : kv_type == KvType::kBf16 ? 2 : 1;
   }
+  // Of one layer's keys, or values; and their scales, in floats.
+  int64_t PoolBytes() const { return n_pages * page_tokens * token_values * kv_value_bytes(); }
+  int64_t PoolScales() const {
+    return kv_type == KvType::kInt8 ? n_pages * page_tokens * n_kv_heads : 0;
+  }
+  // Bytes of all pages, and of all sequences' states.
+  int64_t KvBytes() const { return 2 * attention_layers * (PoolBytes() + 4 * PoolScales()); }
   int64_t sequence_floats() const { return delta_layers * (history_floats + recurrent_floats); }
   int64_t StateBytes() const { return int64_t{4} * max_sequences * sequence_floats(); }
 };
@@ -52,6 +58,9 @@ class DeviceState {
   // Pools of all pages of one attention layer.
   void* Keys(int attention_layer) const { return KvAt(2 * attention_layer); }
   void* Values(int attention_layer) const { return KvAt(2 * attention_layer + 1); }
+  // kInt8: their scales.
+  float* KeyScales(int attention_layer) const { return ScalesAt(2 * attention_layer); }
+  float* ValueScales(int attention_layer) const { return ScalesAt(2 * attention_layer + 1); }
   // Of one delta-net layer of the sequence at `place`.
   float* Recurrent(int place, int delta_layer) const {
     return Sequence(place) + delta_layer * shape_.recurrent_floats;
@@ -68,12 +77,15 @@ class DeviceState {
  private:
   explicit DeviceState(const DeviceStateShape& shape) : shape_(shape) {}
   void* KvAt(int64_t pool) const {
-    return const_cast<std::byte*>(kv_.data()) + pool * shape_.n_pages * shape_.page_tokens *
-                                                    shape_.token_values * shape_.kv_value_bytes();
+    return const_cast<std::byte*>(kv_.data()) + pool * shape_.PoolBytes();
+  }
+  float* ScalesAt(int64_t pool) const {
+    return const_cast<float*>(kv_scales_.data()) + pool * shape_.PoolScales();
   }
 
   const DeviceStateShape shape_;
   DeviceBuffer<std::byte> kv_;
+  DeviceBuffer<float> kv_scales_;
   DeviceBuffer<float> states_;
   std::vector<int32_t> free_pages_;
   std::vector<int> free_places_;
