@@ -1,4 +1,3 @@
-#include <array>
 #include <atomic>
 #include <filesystem>
 #include <fstream>
@@ -47,29 +46,6 @@ TEST(ThreadPool, EveryIndexRunsOnce) {
     std::vector<std::atomic<int>> count(static_cast<size_t>(n));
     pool.ParallelFor(n, [&](int i) { ++count[static_cast<size_t>(i)]; });
     for (const auto& c : count) EXPECT_EQ(c, 1);
-  }
-}
-
-TEST(ThreadPool, TogetherRunsOnceOnEveryThreadAndMeets) {
-  constexpr int kThreads = 4;
-  ThreadPool pool({.n_threads = kThreads, .spin_microseconds = 50});
-  for (int round = 0; round < 200; ++round) {
-    std::array<int, kThreads> first{}, second{};
-    std::atomic<int> runs{0};
-    TeamBarrier barrier(kThreads);
-    pool.Together([&](int t) {
-      ++runs;
-      first[static_cast<size_t>(t)] = t + round;
-      barrier.Meet();
-      for (const int value : first) second[static_cast<size_t>(t)] += value;
-      barrier.Meet();
-      first[static_cast<size_t>(t)] = 0;  // nobody reads it any more
-    });
-    ASSERT_EQ(runs, kThreads);
-    for (const int sum : second) ASSERT_EQ(sum, 6 + kThreads * round);
-    std::atomic<int> loops{0};
-    pool.ParallelFor(7, [&](int) { ++loops; });  // the two kinds of loops take turns
-    ASSERT_EQ(loops, 7);
   }
 }
 

@@ -27,19 +27,6 @@ void Pause() {
 #endif
 }
 
-// Spins a little, which is what it takes between threads that run, and then gives the core to whoever
-// it is waiting for.
-template <typename Condition>
-void SpinUntil(const Condition& condition) {
-  for (int i = 0; !condition(); ++i) {
-    if (i < 4096) {
-      Pause();
-    } else {
-      std::this_thread::yield();
-    }
-  }
-}
-
 void PinTo(std::thread& thread, int core) {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -69,14 +56,6 @@ struct ThreadPool::State {
   std::atomic<bool> stop{false};
   const std::chrono::microseconds spin;
   std::vector<std::thread> threads;
-
-  // Of Together: the body, the loop that it belongs to, and what each thread has done.
-  std::optional<IndexBody> team_body;
-  alignas(64) std::atomic<uint32_t> team{0};
-  struct alignas(64) Done {
-    std::atomic<uint32_t> team{0};
-  };
-  std::vector<Done> done;
 
   void Drain() {
     for (int i = next.fetch_add(1, std::memory_order_relaxed); i < n;
@@ -108,19 +87,12 @@ struct ThreadPool::State {
     }
   }
 
-  void Run(int index) {
+  void Run() {
     uint32_t seen = 0;
-    Done& mine = done[static_cast<size_t>(index)];
     while (true) {
       AwaitNext(seen);
       seen = loops.load(std::memory_order_acquire);
       if (stop.load()) return;
-      const uint32_t now = team.load(std::memory_order_acquire);
-      if (now != mine.team.load(std::memory_order_relaxed)) {
-        (*team_body)(index);
-        mine.team.store(now, std::memory_order_release);
-        continue;
-      }
       if (!TryEnter()) continue;
       Drain();
       gate.fetch_sub(1, std::memory_order_release);
@@ -130,7 +102,13 @@ struct ThreadPool::State {
   // Those who entered are at their last index: microseconds in a token's loops, and a core that was
   // taken away from one of them is given time by yielding.
   void AwaitLeft() {
-    SpinUntil([&] { return gate.load(std::memory_order_acquire) == 0; });
+    for (int i = 0; gate.load(std::memory_order_acquire) != 0; ++i) {
+      if (i < 4096) {
+        Pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
   }
 
   void Announce() {
@@ -141,12 +119,11 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(const ThreadPoolOptions& options)
     : state_(std::make_unique<State>(options)) {
-  state_->done = std::vector<State::Done>(static_cast<size_t>(options.n_threads));
   // The first core is left to the thread that calls ParallelFor.
   const std::vector<int> cores =
       options.pin ? PinningOrder(ReadPlaces(AllowedCores())) : std::vector<int>();
   for (int i = 1; i < options.n_threads; ++i) {
-    auto& thread = state_->threads.emplace_back([state = state_.get(), i] { state->Run(i); });
+    auto& thread = state_->threads.emplace_back([state = state_.get()] { state->Run(); });
     if (options.pin && options.n_threads <= static_cast<int>(cores.size())) {
       PinTo(thread, cores[static_cast<size_t>(i)]);
     }
@@ -176,27 +153,6 @@ void ThreadPool::ParallelFor(int n, IndexBody body) {
   state_->Drain();
   state_->gate.fetch_and(~State::kOpen, std::memory_order_relaxed);
   state_->AwaitLeft();
-}
-
-void ThreadPool::Together(IndexBody body) {
-  state_->team_body.emplace(body);
-  const uint32_t team = state_->team.load(std::memory_order_relaxed) + 1;
-  state_->team.store(team, std::memory_order_release);
-  if (!state_->threads.empty()) state_->Announce();
-  body(0);
-  for (size_t t = 1; t < state_->done.size(); ++t) {
-    SpinUntil([&] { return state_->done[t].team.load(std::memory_order_acquire) == team; });
-  }
-}
-
-void TeamBarrier::Meet() {
-  const uint32_t meeting = meetings_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_threads_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    meetings_.store(meeting + 1, std::memory_order_release);
-    return;
-  }
-  SpinUntil([&] { return meetings_.load(std::memory_order_acquire) != meeting; });
 }
 
 void SetThisThreadsNiceness(int niceness) {

@@ -2,12 +2,9 @@
 // little while, so that the loops of a token, a few microseconds apart, need no waking; then it
 // parks until the next loop.
 //
-// Thread rule: ParallelFor and Together may be called from one thread at a time; bodies must not
-// call them again.
+// Thread rule: ParallelFor may be called from one thread at a time; bodies must not call it again.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
 #include <memory>
 
 namespace hearth {
@@ -48,28 +45,9 @@ class ThreadPool {
   // Runs body(i) for every i of [0, n), each once, in any order, and returns when all are done.
   void ParallelFor(int n, IndexBody body);
 
-  // Runs body(t) once on every thread, t < n_threads() (the caller is 0), at the same time, so that
-  // they may wait for each other (TeamBarrier). A microsecond cheaper than ParallelFor for many
-  // threads, since they share no counter; but a core that was taken away from one of them keeps all
-  // waiting: for threads that have the machine's cores to themselves.
-  void Together(IndexBody body);
-
  private:
   struct State;
   std::unique_ptr<State> state_;
-};
-
-// Where the threads of one Together meet, as often as they like.
-class TeamBarrier {
- public:
-  explicit TeamBarrier(int n_threads) : n_threads_(n_threads) {}
-  // Returns once all have arrived; what they wrote before is visible then.
-  void Meet();
-
- private:
-  const int n_threads_;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> meetings_{0};
 };
 
 // Of this thread and those that it starts from now on. Never more urgent than before.

@@ -132,7 +132,6 @@ void FastOps::RunMlps(std::span<const Item> items, int n_rows, int64_t width, co
     input_.Reshape(n_rows, 0, 1);
   }
   Gather(items, width, h);
-  if (is_alone_ && IsTeamWork(items)) return RunMlpsTogether(items, width, products);
   if (std::ranges::any_of(items, is_plain)) act_.resize(static_cast<size_t>(all_rows * inner));
   act_rows_.Reshape(all_rows, std::ranges::all_of(items, is_plain) ? 0 : inner, kMaxGroup);
 

@@ -25,13 +25,11 @@ namespace hearth::worker {
 // about 2 us, in which one core does as many.
 inline constexpr int64_t kInlineProducts = 150'000;
 
-// Borrows `parallel` and `kernels`. One thread at a time. With `is_alone` the threads have the
-// machine's cores to themselves: the experts of a few rows are then divided among them beforehand,
-// which saves the microseconds of sharing out.
+// Borrows `parallel` and `kernels`. One thread at a time.
 class FastOps final : public Ops {
  public:
-  FastOps(Parallel* parallel, const Kernels* kernels, bool is_alone = false)
-      : parallel_(*parallel), kernels_(*kernels), is_alone_(is_alone), exact_(parallel) {}
+  FastOps(Parallel* parallel, const Kernels* kernels)
+      : parallel_(*parallel), kernels_(*kernels), exact_(parallel) {}
 
   void Embed(const LinearRef& table, std::span<const int32_t> ids, float* x) override;
   void AddRmsNorm(int n_rows, int width, float* x, const float* delta, const float* weight,
@@ -85,18 +83,12 @@ class FastOps final : public Ops {
   // products [all rows, D] = the items' MLPs of their rows of h.
   void RunMlps(std::span<const Item> items, int n_rows, int64_t width, const float* h,
                float* products);
-  // The same for tiled weights and few rows, by all threads at once.
-  bool IsTeamWork(std::span<const Item> items) const;
-  void RunMlpsTogether(std::span<const Item> items, int64_t width, float* products);
-  void TeamGateAndUp(const Item& item, int64_t first);
-  void TeamDown(const Item& item, int64_t first, int64_t n, const RowGroup& act, float* products);
   void Gather(std::span<const Item> items, int64_t width, const float* h);
   void GateAndUp(const Item& item, int64_t block, int64_t width);
   void Down(const Item& item, int64_t first, int64_t n, float* products);
 
   Parallel& parallel_;
   const Kernels& kernels_;
-  const bool is_alone_;
   ExactOps exact_;
   std::vector<std::pair<std::array<float, 16>, IntegerLevels>> levels_;  // a model has one or two
   // Scratch, kept from call to call.

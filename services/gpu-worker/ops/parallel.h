@@ -44,13 +44,6 @@ class Parallel {
     });
   }
 
-  // ThreadPool::Together.
-  template <typename Body>
-  void Together(const Body& body) {
-    pool_.Together(body);
-    progress_.fetch_add(1, std::memory_order_relaxed);
-  }
-
   uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
   bool interrupted() const { return interrupted_.load(std::memory_order_relaxed); }
   void set_interrupted(bool value) { interrupted_.store(value, std::memory_order_relaxed); }

@@ -135,7 +135,7 @@ absl::Status CudaEngine::MakeOps() {
         absl::StrCat("this CPU cannot run the instruction set '", options_.isa, "'"));
   }
   if (kernels != nullptr) {
-    ops_ = std::make_unique<FastOps>(parallel_.get(), kernels, true);
+    ops_ = std::make_unique<FastOps>(parallel_.get(), kernels);
   } else {
     ops_ = std::make_unique<ExactOps>(parallel_.get());
   }
@@ -214,8 +214,8 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
   forward_ = std::make_unique<Forward>(config_, weights_, backend_.get(), chunk);
   std::vector<TierPart> parts;
   for (const VramPart& part : plan.parts) parts.push_back({"vram", part.name, part.bytes});
-  board_ = std::make_unique<TierBoard>(experts_->cache().shape(), PolicyOptions{}, layout.bytes,
-                                       std::move(parts));
+  board_ = std::make_unique<TierBoard>(experts_->cache().shape(), PolicyOfThisMachine(),
+                                       layout.bytes, std::move(parts));
   if (by_profile) board_->AwaitProfile();
   HEARTH_RETURN_IF_ERROR(backend_->error());
   // What was cleared and copied so far ran on another stream than the steps will.

@@ -7,23 +7,30 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/experts/layout.h"
+#include "common/machine/machine_rates.h"
+#include "services/gpu-worker/experts/admission_cost.h"
 #include "services/gpu-worker/ops/cuda/cuda_status.h"
 
 namespace hearth::worker {
 namespace {
 
-// Copies that a decode step may start: some 100 MB, 2 ms of PCIe.
-constexpr int kAdmissionsAStep = 64;
+// How long a decode step is taken to be, for the copies that the link can carry meanwhile.
+constexpr double kStepSeconds = 0.004;
 // After a prompt there is no hurry.
 constexpr int kAdmissionsAPrompt = 1024;
 
 }  // namespace
+
+PolicyOptions PolicyOfThisMachine() {
+  return {.admission_cost = AdmissionCost(ThisMachinesRates())};
+}
 
 DeviceExperts::DeviceExperts(const ModelConfig& config, const SlotLayout& layout,
                              ExpertSource* experts)
     : n_layers_(config.n_layers),
       n_experts_(config.n_experts),
       layout_(layout),
+      admissions_a_step_(AdmissionsPerStep(ThisMachinesRates(), layout.stride, kStepSeconds)),
       experts_(*experts) {
   for (const LayerConfig& layer : config.layers) has_experts_.push_back(layer.has_experts);
 }
@@ -48,12 +55,12 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(const Model
   auto made = std::unique_ptr<DeviceExperts>(new DeviceExperts(config, layout, experts));
   const auto n_keys = int64_t{config.n_layers} * config.n_experts;
   const auto stride = static_cast<int64_t>(layout.stride);
-  HEARTH_ASSIGN_OR_RETURN(made->cache_,
-                          ExpertCache::Create({.n_layers = config.n_layers,
-                                               .n_experts = config.n_experts,
-                                               .n_slots = static_cast<int>(n_slots),
-                                               .layer_has_experts = made->has_experts_},
-                                              policy.empty() ? "lru" : policy));
+  HEARTH_ASSIGN_OR_RETURN(
+      made->cache_, ExpertCache::Create({.n_layers = config.n_layers,
+                                         .n_experts = config.n_experts,
+                                         .n_slots = static_cast<int>(n_slots),
+                                         .layer_has_experts = made->has_experts_},
+                                        policy.empty() ? "lru" : policy, PolicyOfThisMachine()));
   HEARTH_RETURN_IF_ERROR(CudaStatus(made->pool_.Allocate(n_slots * stride),
                                     absl::StrCat("memory for ", n_slots, " experts")));
   if (layout.can_cache) {
@@ -225,7 +232,7 @@ void DeviceExperts::EndDecode(std::span<const int32_t> choices, int n_rows, int 
   CountCached(uses);
   cache_->RecordStep(uses);
   Land(false);
-  if (layout_.can_cache) Start(cache_->PlanAdmissions(kAdmissionsAStep));
+  if (layout_.can_cache) Start(cache_->PlanAdmissions(admissions_a_step_));
 }
 
 void DeviceExperts::EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k,

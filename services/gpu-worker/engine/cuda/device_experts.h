@@ -24,6 +24,9 @@
 
 namespace hearth::worker {
 
+// With what a copy costs by the rates that `hearth doctor` measured here, or by an ordinary PC's.
+PolicyOptions PolicyOfThisMachine();
+
 class DeviceExperts {
  public:
   // `n_slots` >= 0, plus what streaming needs. ResourceExhausted without the memory.
@@ -97,6 +100,7 @@ class DeviceExperts {
   const int n_layers_, n_experts_;
   std::vector<bool> has_experts_;
   const SlotLayout layout_;
+  const int admissions_a_step_;
   ExpertSource& experts_;
   std::unique_ptr<ExpertCache> cache_;
 
