@@ -27,7 +27,7 @@ out=${OUT:-.}
 mkdir -p "$out"
 out=$(readlink -f "$out")
 bin=${HEARTH_BIN:-$here/bin}
-data=${HEARTH_DATA:-$here}
+data=$(readlink -f "${HEARTH_DATA:-$here}")
 backend=${HEARTH_BACKEND:-cuda}
 chmod +x "$bin"/* 2>/dev/null || true  # some ways of carrying lose the bit
 parts=("$@")
@@ -106,7 +106,17 @@ for name in "${parts[@]}"; do
     machine) part machine 120 "${ours[@]}" "$scripts/machine.sh" "$bin" "$out" ;;
     ops) has_program ops test_ops_cuda && part ops 150 "${ours[@]}" "$bin/test_ops_cuda" --gtest_brief=1 ;;
     worker_ops) has_program worker_ops test_worker_ops && part worker_ops 120 "${ours[@]}" "$bin/test_worker_ops" --gtest_brief=1 ;;
-    engine) has_program engine test_cuda_engine && part engine 180 "${ours[@]}" "$bin/test_cuda_engine" --gtest_brief=1 ;;
+    engine)
+      if has_program engine test_cuda_engine && has_data engine tests/golden/tiny-a/config.json; then
+        # It looks for its files beside a CMakePresets.json above itself.
+        root=$(mktemp -d)
+        cp "$bin/test_cuda_engine" "$root"
+        ln -s "$data/models" "$data/tests" "$root"
+        touch "$root/CMakePresets.json"
+        part engine 180 "${ours[@]}" "$root/test_cuda_engine" --gtest_brief=1
+        rm -rf "$root"
+      fi
+      ;;
     verify)
       has_data verify tests/golden/tiny-a/config.json && python verify 240 --golden "$data/tests/golden"
       ;;
