@@ -32,8 +32,9 @@ void TierBoard::SetProfile(std::vector<ExpertUses> profile) {
   options_.profile = std::move(profile);
   if (!awaits_profile_ || options_.profile.empty()) return;
   auto made = MakePolicy("profile", shape_, options_);
-  if (made.ok()) asked_for_ = *std::move(made);
-  awaits_profile_ = !made.ok();
+  if (!made.ok()) return;
+  asked_for_ = *std::move(made);
+  awaits_profile_ = false;
 }
 
 void TierBoard::AwaitProfile() {
