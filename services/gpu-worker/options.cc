@@ -12,14 +12,41 @@
 namespace hearth::worker {
 namespace {
 
+constexpr int64_t kMaxTokens = 1 << 24;
+
 std::filesystem::path DefaultRunDir() {
   const char* runtime = std::getenv("XDG_RUNTIME_DIR");
   if (runtime != nullptr && *runtime == '/') return std::filesystem::path(runtime) / "hearth";
   return absl::StrCat("/tmp/hearth-", ::geteuid());
 }
 
+void AddBackend(CLI::App& app, CommandLine& line) {
+  app.add_option("--backend", line.backend,
+                 "What computes: cuda, cpu, or auto (cuda where this build and machine have it)")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--vram", line.vram_bytes,
+                 "VRAM that the CUDA backend may use, as 14GiB (default: what is free less 1 GiB)")
+      ->transform(CLI::AsSizeValue(false));
+  app.add_option("--expert-slots", line.expert_slots,
+                 "Experts that it keeps in VRAM (default: as many as fit)")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
+  app.add_option("--kv-type", line.kv_type,
+                 "Keys and values of the CUDA backend: bf16, or int8 for twice the context")
+      ->check(CLI::IsMember({"bf16", "int8"}))
+      ->capture_default_str();
+  app.add_option(
+         "--cache-policy", line.cache_policy,
+         "Which experts stay there: lru (default), prompt, predictive, recency, or profile: "
+         "those that the store has counted most, once it has counts")
+      ->check(CLI::IsMember({"lru", "prompt", "predictive", "profile", "recency"}));
+  app.add_flag("--exact", line.exact,
+               "Compute in float32 throughout: slow, for comparisons (the store needs it too)");
+  app.add_option("--isa", line.isa, "Instruction set of the CPU backend (default: the best)")
+      ->check(CLI::IsMember({"amx", "avx512", "avxvnni", "avx2"}));
+}
+
 void AddSizes(CLI::App& app, CommandLine& line) {
-  constexpr int64_t kMaxTokens = 1 << 24;
   app.add_option("--threads", line.n_threads, "Threads that compute")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -71,29 +98,7 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   app.add_option("--listen", line.listen, "gRPC address (default: unix:RUN_DIR/worker.sock)");
   app.add_option("--metrics-listen", line.metrics_listen, "HOST:PORT of GET /metrics");
   app.add_option("--model-name", line.model_name, "Name in the API (default: the folder's)");
-  app.add_option("--backend", line.backend,
-                 "What computes: cuda, cpu, or auto (cuda where this build and machine have it)")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
-  app.add_option("--vram", line.vram_bytes,
-                 "VRAM that the CUDA backend may use, as 14GiB (default: what is free less 1 GiB)")
-      ->transform(CLI::AsSizeValue(false));
-  app.add_option("--expert-slots", line.expert_slots,
-                 "Experts that it keeps in VRAM (default: as many as fit)")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
-  app.add_option("--kv-type", line.kv_type,
-                 "Keys and values of the CUDA backend: bf16, or int8 for twice the context")
-      ->check(CLI::IsMember({"bf16", "int8"}))
-      ->capture_default_str();
-  app.add_option(
-         "--cache-policy", line.cache_policy,
-         "Which experts stay there: lru (default), prompt, predictive, recency, or profile: "
-         "those that the store has counted most, once it has counts")
-      ->check(CLI::IsMember({"lru", "prompt", "predictive", "profile", "recency"}));
-  app.add_flag("--exact", line.exact,
-               "Compute in float32 throughout: slow, for comparisons (the store needs it too)");
-  app.add_option("--isa", line.isa, "Instruction set of the CPU backend (default: the best)")
-      ->check(CLI::IsMember({"amx", "avx512", "avxvnni", "avx2"}));
+  AddBackend(app, line);
   AddSizes(app, line);
   const std::map<std::string, Drafting> drafting = {
       {"auto", Drafting::kAuto}, {"on", Drafting::kOn}, {"off", Drafting::kOff}};
