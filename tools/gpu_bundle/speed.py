@@ -30,6 +30,10 @@ GROUPS = [
      "rows": [("14 GiB, prefill 512", "prefill", 512, 0, 900, 1500),
               ("14 GiB, prefill 2048", "prefill", 2048, 0, 2500, 3400),
               ("14 GiB, prefill 8192", "prefill", 8192, 0, 4000, 8000)]},
+    # Shows that it fits: any speed will do.
+    {"name": "context", "vram": True,
+     "flags": ["--kv-type", "int8", "--routing", "locality", "--tests", "decode:16@256k"],
+     "rows": [("14 GiB, 8-bit KV, decode at 262,144", "decode", 16, 262144, 0, 0)]},
     {"name": "all", "vram": False, "flags": ["--tests", "decode:128@2k,prefill:512,prefill:2048", "--max-batch-tokens", "2048"],
      "rows": [("all in VRAM, decode", "decode", 128, 2048, 250, 450),
               ("all in VRAM, prefill 512", "prefill", 512, 0, 3500, 8000),
