@@ -1,0 +1,159 @@
+// The experts of a step on a GPU: hits, misses that the CPU computes, and prompts' streams.
+#include "common/base/status_macros.h"
+#include "services/gpu-worker/engine/cuda/cuda_backend.h"
+#include "services/gpu-worker/ops/cuda/decode_experts.h"
+#include "services/gpu-worker/ops/cuda/experts.h"
+#include "services/gpu-worker/ops/cuda/norm_cuda.h"
+#include "services/gpu-worker/ops/cuda/prefill_experts.h"
+#include "services/gpu-worker/ops/cuda/prefill_rows.h"
+#include "services/gpu-worker/ops/cuda/router_cuda.h"
+
+namespace hearth::worker {
+
+absl::Status CudaBackend::Experts(const Routing& routing, const SharedExpert& shared, int width,
+                                  const float* h, float* out) {
+  return is_decode() ? DecodeExperts(routing, shared, width, h, out)
+                     : PrefillExperts(routing, shared, width, h, out);
+}
+
+DispatchInputs CudaBackend::DispatchOf(const Routing& routing, const float* h) const {
+  return {.ids = choice_ids_,
+          .weights = choice_weights_,
+          .positions = positions_,
+          .slots = experts_.Slots(routing.layer),
+          .n_experts = routing.n_experts,
+          .h = h};
+}
+
+int32_t* CudaBackend::ChoicesOf(const Routing& routing) const {
+  return pinned_choices_.as<int32_t>() + int64_t{routing.layer} * rows_.total() * routing.top_k;
+}
+
+const int32_t* CudaBackend::ImposedOf(const Routing& routing) const {
+  if (routing_ == nullptr) return nullptr;
+  return imposed_ + int64_t{routing.layer} * rows_.total() * routing.top_k;
+}
+
+void CudaBackend::RecordDispatched() {
+  if (!is_capturing_) Keep(cudaEventRecord(dispatched_.get(), stream_.get()), "an event");
+}
+
+void CudaBackend::Await(int width, float* out) {
+  Keep(AwaitExpertsCuda({0, rows_.total(), config_.experts_per_token, width}, misses_.exchange(),
+                        out, stream_.get()),
+       "await");
+}
+
+// Outside a graph: a launch could block on a full queue behind a kernel that waits for us, so
+// nothing more is enqueued before the request has been served.
+absl::Status CudaBackend::ServeUntilDispatched() {
+  HEARTH_RETURN_IF_ERROR(error());
+  if (is_capturing_) return absl::OkStatus();
+  return misses_.ServeUntil(stream_.get(), [this] {
+    return cudaEventQuery(dispatched_.get()) != cudaErrorNotReady && !misses_.has_request();
+  });
+}
+
+// out += sigmoid(gate) * shared(h).
+void CudaBackend::AddShared(const SharedExpert& shared, int width, const float* h, float* out) {
+  Mlp(shared.mlp, h, shared_);
+  Keep(AddRmsNormCuda(rows_.total(), width, out, {.shared = shared_, .gate = shared.gate}, nullptr,
+                      0, nullptr, stream_.get()),
+       "the shared expert");
+}
+
+absl::Status CudaBackend::DecodeExperts(const Routing& routing, const SharedExpert& shared,
+                                        int width, const float* h, float* out) {
+  const DispatchShape dispatch{routing.layer, rows_.total(), routing.top_k, width};
+  const std::optional<DecodeLevels>& levels = LevelsOf(experts_.layout().shape.levels.values);
+  const bool can_cache = experts_.layout().can_cache;
+  const bool shares_slot = can_cache && levels.has_value() && weights_->shared_slots.size() > 0;
+  const DecodeRouting decode{
+      .logits = routing.logits,
+      .normalise = routing.normalise,
+      .imposed = ImposedOf(routing),
+      .shared_slot = shares_slot ? weights_->shared_slots.data() +
+                                       static_cast<uint64_t>(routing.layer) * weights_->slot_stride
+                                 : nullptr,
+      .shared_gate = shared.gate,
+      .ids = choice_ids_,
+      .weights = choice_weights_};
+  Keep(RouteAndDispatchCuda(dispatch, decode, DispatchOf(routing, h), misses_.exchange(), places_,
+                            ChoicesOf(routing), stream_.get()),
+       "routing");
+  RecordDispatched();
+  ExpertsShape shape = experts_.layout().shape;
+  shape.n_rows = rows_.total();
+  if (can_cache && levels.has_value()) {
+    shape.top_k += shares_slot ? 1 : 0;
+    Keep(DecodeExpertsCuda(shape, *levels, places_, h, RoundedOf(h), act_, out, stream_.get()),
+         "experts");
+  } else if (can_cache) {
+    Keep(ExpertsCuda(shape, places_, h, act_, out, stream_.get()), "experts");
+  } else {
+    Keep(
+        cudaMemsetAsync(out, 0, static_cast<size_t>(rows_.total()) * static_cast<size_t>(width) * 4,
+                        stream_.get()),
+        "memset");
+  }
+  if (!shares_slot) AddShared(shared, width, h, out);
+  Await(width, out);
+  return ServeUntilDispatched();
+}
+
+absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExpert& shared,
+                                         int width, const float* h, float* out) {
+  const int n = rows_.total();
+  const int64_t n_places = int64_t{n} * routing.top_k;
+  const bool can_cache = experts_.layout().can_cache, streams = is_streaming() && can_cache;
+  Keep(RouteCuda({n, routing.n_experts, routing.top_k}, routing.normalise, routing.logits,
+                 choice_ids_, choice_weights_, stream_.get()),
+       "router");
+  if (const int32_t* imposed = ImposedOf(routing)) {
+    Keep(cudaMemcpyAsync(choice_ids_, imposed, static_cast<size_t>(n_places) * 4,
+                         cudaMemcpyDeviceToDevice, stream_.get()),
+         "imposed routing");
+  }
+  if (streams) {
+    Keep(BeatCuda(misses_.exchange(), stream_.get()), "heartbeat");
+    Keep(cudaMemcpyAsync(ChoicesOf(routing), choice_ids_, static_cast<size_t>(n_places) * 4,
+                         cudaMemcpyDeviceToHost, stream_.get()),
+         "choices");
+  } else {
+    Keep(DispatchExpertsCuda({routing.layer, n, routing.top_k, width}, DispatchOf(routing, h),
+                             misses_.exchange(), places_, is_here_, ChoicesOf(routing),
+                             stream_.get()),
+         "dispatch");
+    RecordDispatched();
+  }
+  if (can_cache) {
+    ExpertsShape shape = experts_.layout().shape;
+    shape.n_rows = n;
+    Keep(GroupPlacesCuda(static_cast<int>(n_places), routing.n_experts, choice_ids_, groups_,
+                         stream_.get()),
+         "grouping");
+    Keep(ToHalfRowsCuda(n, width, h, half_rows_, stream_.get()), "rows");
+    const PrefillPlaces places{groups_, half_rows_, choice_weights_, expert_act_, products_};
+    const auto run = [&](const DeviceExperts::List& list) {
+      if (list.n == 0) return cudaSuccess;
+      return PrefillExpertsCuda(shape, list.experts, list.n, places, stream_.get());
+    };
+    Keep(run(experts_.Cached(routing.layer)), "experts of a prefill");
+    if (streams) {
+      Keep(experts_.ForEachStreamed(routing.layer, stream_.get(), run), "streamed experts");
+    }
+    Keep(CombinePlacesCuda(n, routing.top_k, width, choice_ids_, streams ? nullptr : is_here_,
+                           products_, out, stream_.get()),
+         "combining");
+  } else {
+    Keep(cudaMemsetAsync(out, 0, static_cast<size_t>(n) * static_cast<size_t>(width) * 4,
+                         stream_.get()),
+         "memset");
+  }
+  AddShared(shared, width, h, out);
+  if (streams) return error();
+  Await(width, out);
+  return ServeUntilDispatched();
+}
+
+}  // namespace hearth::worker
