@@ -138,10 +138,8 @@ absl::Status WarmUp(Scheduler& scheduler) {
 
 absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                                        ServingState& state) {
-  const bool is_cuda = line.backend == "cuda" || (line.backend == "auto" && HasCudaDevice());
-  LogInfo("backend", {{"chosen", is_cuda ? "cuda" : "cpu"},
-                      {"asked_for", line.backend},
-                      {"build_has_cuda", HasCudaBackend()}});
+  const bool is_cuda = line.backend == "cuda";
+  LogInfo("backend", {{"chosen", line.backend}, {"build_has_cuda", HasCudaBackend()}});
   auto model = std::make_unique<LoadedModel>();
   state.Set(v1::WORKER_STATE_STARTING, "opening the checkpoint", 0);
   HEARTH_ASSIGN_OR_RETURN(model->checkpoint, OpenModel(line.model, line.n_threads));

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/thread_pool.h"
+#include "services/gpu-worker/engine/engine.h"
 
 namespace hearth::worker {
 namespace {
@@ -67,9 +68,20 @@ void AddSizes(CLI::App& app, CommandLine& line) {
                  "Prompt tokens of a step in which others decode")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
-  app.add_option("--max-batch-tokens", line.max_batch_tokens, "Tokens of a step at most")
-      ->check(CLI::Range(2, 65536))
-      ->capture_default_str();
+  app.add_option(
+         "--max-batch-tokens", line.max_batch_tokens,
+         "Tokens of a step at most (default: 512, with cuda 2048: what a step streams to the "
+         "GPU is the same for many tokens)")
+      ->check(CLI::Range(2, 65536));
+}
+
+// What was left to us.
+void Decide(const CLI::App& app, CommandLine& line) {
+  constexpr int kCudaBatchTokens = 2048;
+  if (line.backend == "auto") line.backend = HasCudaDevice() ? "cuda" : "cpu";
+  if (line.backend == "cuda" && app.count("--max-batch-tokens") == 0) {
+    line.max_batch_tokens = kCudaBatchTokens;
+  }
 }
 
 // What the bounds of each option alone don't say.
@@ -86,6 +98,7 @@ void CheckSizes(const CommandLine& line) {
 ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   CommandLine line;
   line.run_dir = DefaultRunDir();
+  line.backend = "auto";
   line.n_threads = UsableCores();
   CLI::App app("Runs the model: text in, text out, over gRPC.", "hearth-gpu-worker");
   app.add_option("--model", line.model,
@@ -124,6 +137,7 @@ ParsedCommandLine ParseCommandLine(int argc, char** argv) {
   });
   try {
     app.parse(argc, argv);
+    Decide(app, line);
     CheckSizes(line);
   } catch (const CLI::ParseError& error) {
     return {std::nullopt, app.exit(error) == 0 ? 0 : 2};

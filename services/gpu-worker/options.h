@@ -18,7 +18,7 @@ struct CommandLine {
   std::string listen;            // "unix:RUN/worker.sock"
   std::string metrics_listen;    // empty: no metrics port
   std::string model_name;        // empty: the model folder's name
-  std::string backend = "auto";  // "cpu" or "cuda" once ChooseBackend has been asked
+  std::string backend = "cpu";   // "cpu" or "cuda": "auto" is decided by ParseCommandLine
   uint64_t vram_bytes = 0;       // 0: what is free less a reserve
   int64_t expert_slots = -1;     // -1: as many as fit
   std::string cache_policy;      // empty: the default
@@ -31,7 +31,7 @@ struct CommandLine {
   int max_sequences = 8;
   int queue_limit = 64;
   int prefill_chunk = 64;
-  int max_batch_tokens = 512;
+  int max_batch_tokens = 512;  // with cuda 2048, unless said
   Drafting mtp = Drafting::kAuto;
   int mtp_drafts = 2;
   double grace_seconds = 5;
