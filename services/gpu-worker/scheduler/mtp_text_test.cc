@@ -113,6 +113,9 @@ TEST_P(MtpText, IsTheSameWithAndWithoutGuesses) {
   for (const Ids& ids : want) ++lengths[static_cast<int>(ids.size())];
   EXPECT_GT(lengths.size(), 1u) << "all are cut off: no answer ends by itself";
   for (const auto& [max_drafts, at_once] : {std::pair(1, 1), {3, 1}, {2, 4}}) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    if (at_once == 1) continue;  // sanitizers make a step 50 times as long: the fullest case alone
+#endif
     SCOPED_TRACE(absl::StrCat(max_drafts, " guesses, ", at_once, " at once"));
     Counter counter;
     const auto got = Answers(max_drafts, at_once, &counter);
