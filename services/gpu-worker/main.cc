@@ -166,8 +166,8 @@ int ExitCode(const absl::Status& status) {
 }
 
 int Main(int argc, char** argv) {
-  // All of the kernels' code goes to the GPU at the start: later there may be no memory for it. Read
-  // when the GPU is first asked for, which the command line does.
+  // All of the kernels' code goes to the GPU at the start: later there may be no memory for it.
+  // Read when the GPU is first asked for, which the command line does.
   ::setenv("CUDA_MODULE_LOADING", "EAGER", 0);
   const ParsedCommandLine parsed = ParseCommandLine(argc, argv);
   if (!parsed.command) return parsed.exit_code;

@@ -54,7 +54,8 @@ absl::Status ReloadExpert(const Checkpoint& checkpoint, SegmentWriter& writer, i
                           int expert);
 
 // All experts in a memfd of this process.
-absl::StatusOr<std::unique_ptr<SegmentReader>> LoadIntoMemory(
-    const Checkpoint& checkpoint, int n_threads, ExpertLayout layout = kPlainExperts);
+absl::StatusOr<std::unique_ptr<SegmentReader>> LoadIntoMemory(const Checkpoint& checkpoint,
+                                                              int n_threads,
+                                                              ExpertLayout layout = kPlainExperts);
 
 }  // namespace hearth::store

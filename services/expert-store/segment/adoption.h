@@ -29,8 +29,8 @@ struct AdoptionResult {
 
 inline constexpr int kAdoptionSample = 64;
 
-// Looks at `path` and changes nothing: header, layout, table, fingerprint, shapes, state words and the
-// checksums of kAdoptionSample random experts.
+// Looks at `path` and changes nothing: header, layout, table, fingerprint, shapes, state words and
+// the checksums of kAdoptionSample random experts.
 AdoptionResult ExamineSegment(const std::filesystem::path& path, const Checkpoint& checkpoint,
                               ExpertLayout layout);
 

@@ -105,9 +105,9 @@ absl::StatusOr<BenchmarkRouting> Local(std::string_view size, const ModelConfig&
   // Twice what a token needs, or choosing different experts inside it would hardly end.
   const int least = std::min(2 * config.experts_per_token, config.n_experts);
   if (!is_number || working_set < least || working_set > config.n_experts) {
-    return absl::InvalidArgumentError(absl::StrCat("--routing ", is_shared ? "shared:" : "locality:", ToAbsl(size),
-                                                   ": the working set must be ", least, " to ",
-                                                   config.n_experts, " experts"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--routing ", is_shared ? "shared:" : "locality:", ToAbsl(size),
+                     ": the working set must be ", least, " to ", config.n_experts, " experts"));
   }
   BenchmarkRouting made;
   made.routing = MakeLocalRouting(config, working_set, seed, is_shared);

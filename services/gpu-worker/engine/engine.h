@@ -101,7 +101,7 @@ struct EngineOptions {
   std::string cache_policy = {};
   // How long a step waits for the CPU's experts before it fails (Internal).
   std::chrono::nanoseconds expert_wait = std::chrono::seconds(20);
-  bool int8_kv = false;           // keys and values in 8 bits instead of bf16
+  bool int8_kv = false;  // keys and values in 8 bits instead of bf16
 };
 
 // One sequence's memory: KV pages of the attention layers, delta-net and convolution states of the
