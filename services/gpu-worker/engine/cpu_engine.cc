@@ -191,12 +191,7 @@ absl::Status CpuEngine::ReadDeltaState(const SequenceState& state, int layer,
   HEARTH_ASSIGN_OR_RETURN(const int delta_layer, DeltaLayerIndex(config_, layer));
   const auto& sequence = static_cast<const CpuSequence&>(state);
   const auto& history = sequence.conv_history(delta_layer);  // [W - 1, channels]
-  const size_t n_past = static_cast<size_t>(config_.conv_width) - 1;
-  const auto channels = static_cast<size_t>(config_.conv_channels());
-  conv->resize(history.size());
-  for (size_t t = 0; t < n_past; ++t) {
-    for (size_t c = 0; c < channels; ++c) (*conv)[c * n_past + t] = history[t * channels + c];
-  }
+  *conv = NewestLast(history, config_.conv_channels());
   const auto& values = sequence.recurrent(delta_layer);
   recurrent->assign(values.begin(), values.end());
   return absl::OkStatus();

@@ -57,4 +57,13 @@ absl::StatusOr<int> DeltaLayerIndex(const ModelConfig& config, int layer) {
                     [](const LayerConfig& other) { return other.mixer == MixerKind::kDeltaNet; }));
 }
 
+std::vector<float> NewestLast(std::span<const float> history, int64_t channels) {
+  std::vector<float> turned(history.size());
+  const auto n_channels = static_cast<size_t>(channels), n_past = history.size() / n_channels;
+  for (size_t t = 0; t < n_past; ++t) {
+    for (size_t c = 0; c < n_channels; ++c) turned[c * n_past + t] = history[t * n_channels + c];
+  }
+  return turned;
+}
+
 }  // namespace hearth::worker

@@ -1,7 +1,9 @@
-// What every engine asks of a step before it changes anything.
+// What engines share: what they ask of a step before it changes anything, and how states are read.
 #pragma once
 
+#include <cstdint>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "services/gpu-worker/engine/engine.h"
@@ -17,5 +19,9 @@ absl::Status CheckStep(const Engine& engine, std::span<const StepItem> items, in
 
 // Place of a delta-net layer among the delta-net layers. InvalidArgument for another layer.
 absl::StatusOr<int> DeltaLayerIndex(const ModelConfig& config, int layer);
+
+// A convolution's history [W - 1, channels], oldest first, as Engine::ReadDeltaState gives it:
+// [channels, W - 1].
+std::vector<float> NewestLast(std::span<const float> history, int64_t channels);
 
 }  // namespace hearth::worker

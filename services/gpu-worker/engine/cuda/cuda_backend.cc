@@ -90,7 +90,6 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
   const int64_t rows = shape_.max_rows, places = rows * c.experts_per_token;
   HEARTH_RETURN_IF_ERROR(CudaStatus(stream_.Create(), "a stream"));
   HEARTH_RETURN_IF_ERROR(CudaStatus(dispatched_.Create(), "an event"));
-  HEARTH_RETURN_IF_ERROR(CudaStatus(copied_.Create(), "an event"));
   weights_ = &weights;
   embedding_ = weights.embedding.as<void>();
   embedding_bits_ = weights.embedding_bits;

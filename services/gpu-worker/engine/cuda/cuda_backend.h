@@ -120,7 +120,7 @@ class CudaBackend final : public Backend {
   const int n_states_;  // delta-net layers
 
   Stream stream_;
-  Event dispatched_, copied_;
+  Event dispatched_;
   std::deque<DeviceBuffer<std::byte>> memory_;  // elements never move
   const DeviceWeights* weights_ = nullptr;
   // Levels of 4-bit weights as the integer kernels take them; nothing where they can't.

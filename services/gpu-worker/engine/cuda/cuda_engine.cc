@@ -10,7 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
-#include "common/synthetic/random.h"
 #include "services/gpu-worker/engine/cuda/cuda_backend.h"
 #include "services/gpu-worker/engine/cuda/device_experts.h"
 #include "services/gpu-worker/engine/cuda/device_state.h"
@@ -402,16 +401,10 @@ absl::Status CudaEngine::ReadDeltaState(const SequenceState& state, int layer,
       CudaStatus(cudaMemcpy(recurrent->data(), state_->Recurrent(place, delta_layer),
                             recurrent->size() * 4, cudaMemcpyDeviceToHost),
                  "reading a state"));
-  const size_t n_past = static_cast<size_t>(config_.conv_width) - 1;
-  const auto channels = static_cast<size_t>(config_.conv_channels());
-  conv->resize(history.size());
-  for (size_t t = 0; t < n_past; ++t) {
-    for (size_t c = 0; c < channels; ++c) (*conv)[c * n_past + t] = history[t * channels + c];
-  }
+  *conv = NewestLast(history, config_.conv_channels());
   return absl::OkStatus();
 }
 
-// One page of random values, the same everywhere: what is measured doesn't depend on them.
 absl::Status CudaEngine::FillContext(SequenceState* state, int64_t n_tokens, uint64_t seed) {
   auto& sequence = static_cast<CudaSequence&>(*state);
   if (sequence.n_tokens() != 0 || n_tokens < 0) {
@@ -424,45 +417,7 @@ absl::Status CudaEngine::FillContext(SequenceState* state, int64_t n_tokens, uin
                                                      state_->pages_free(), " are free"));
   }
   sequence.Grow(n_tokens);
-  const DeviceStateShape& shape = state_->shape();
-  constexpr float kWhole = 32;  // of int8 pages: four deviations fit
-  const uint64_t stream = StreamOf(seed, "context");
-  const auto n_values = static_cast<size_t>(shape.page_tokens * shape.token_values);
-  std::vector<float> page(n_values), states(static_cast<size_t>(shape.sequence_floats()));
-  FillRandomFloats(stream, 1, page);
-  FillRandomFloats(stream + 1, 0.1F, states);
-  std::vector<uint16_t> rounded(n_values);
-  std::ranges::transform(page, rounded.begin(), F32ToBF16);
-  std::vector<int8_t> whole(n_values);
-  std::ranges::transform(page, whole.begin(), [](float value) {
-    return static_cast<int8_t>(std::clamp(value * kWhole, -127.F, 127.F));
-  });
-  const void* values = shape.kv_type == KvType::kF32    ? static_cast<const void*>(page.data())
-                       : shape.kv_type == KvType::kBf16 ? static_cast<const void*>(rounded.data())
-                                                        : whole.data();
-  const std::vector<float> scales(static_cast<size_t>(shape.page_tokens * shape.n_kv_heads),
-                                  1 / kWhole);
-  const size_t page_bytes = n_values * static_cast<size_t>(shape.kv_value_bytes());
-  cudaError_t error =
-      cudaMemcpyAsync(state_->Sequence(sequence.place()), states.data(), states.size() * 4,
-                      cudaMemcpyHostToDevice, backend_->stream());
-  for (int layer = 0; layer < shape.attention_layers; ++layer) {
-    for (const int32_t number : sequence.pages()) {
-      for (void* pool : {state_->Keys(layer), state_->Values(layer)}) {
-        if (error != cudaSuccess) break;
-        error = cudaMemcpyAsync(
-            static_cast<std::byte*>(pool) + static_cast<size_t>(number) * page_bytes, values,
-            page_bytes, cudaMemcpyHostToDevice, backend_->stream());
-      }
-      if (shape.kv_type != KvType::kInt8) continue;
-      for (float* pool : {state_->KeyScales(layer), state_->ValueScales(layer)}) {
-        if (error != cudaSuccess) break;
-        error = cudaMemcpyAsync(pool + static_cast<size_t>(number) * scales.size(), scales.data(),
-                                scales.size() * 4, cudaMemcpyHostToDevice, backend_->stream());
-      }
-    }
-  }
-  if (error == cudaSuccess) error = cudaStreamSynchronize(backend_->stream());
+  const cudaError_t error = state_->FillRandom(sequence, seed, backend_->stream());
   sequence.Advance(n_tokens);
   return CudaStatus(error, "filling a context");
 }

@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/synthetic/random.h"
+#include "common/tensor/linear.h"
 #include "services/gpu-worker/ops/cuda/cuda_status.h"
 
 namespace hearth::worker {
@@ -43,6 +45,49 @@ absl::StatusOr<std::shared_ptr<DeviceState>> DeviceState::Create(const DeviceSta
     state->free_places_.push_back(place);
   }
   return state;
+}
+
+cudaError_t DeviceState::FillRandom(const CudaSequence& sequence, uint64_t seed,
+                                    cudaStream_t stream) const {
+  constexpr float kWhole = 32;  // of int8 pages: four deviations fit
+  const uint64_t random = StreamOf(seed, "context");
+  const auto n_values = static_cast<size_t>(shape_.page_tokens * shape_.token_values);
+  std::vector<float> page(n_values), states(static_cast<size_t>(shape_.sequence_floats()));
+  FillRandomFloats(random, 1, page);
+  FillRandomFloats(random + 1, 0.1F, states);
+  std::vector<uint16_t> rounded(n_values);
+  std::ranges::transform(page, rounded.begin(), F32ToBF16);
+  std::vector<int8_t> whole(n_values);
+  std::ranges::transform(page, whole.begin(), [](float value) {
+    return static_cast<int8_t>(std::clamp(value * kWhole, -127.F, 127.F));
+  });
+  const void* values = shape_.kv_type == KvType::kF32    ? static_cast<const void*>(page.data())
+                       : shape_.kv_type == KvType::kBf16 ? static_cast<const void*>(rounded.data())
+                                                         : whole.data();
+  const size_t page_bytes = n_values * static_cast<size_t>(shape_.kv_value_bytes());
+  const std::vector<float> scales(static_cast<size_t>(shape_.page_tokens * shape_.n_kv_heads),
+                                  1 / kWhole);
+  cudaError_t error = cudaMemcpyAsync(Sequence(sequence.place()), states.data(), states.size() * 4,
+                                      cudaMemcpyHostToDevice, stream);
+  const auto copy = [&](void* to, const void* from, size_t bytes) {
+    if (error == cudaSuccess) {
+      error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream);
+    }
+  };
+  for (int layer = 0; layer < shape_.attention_layers; ++layer) {
+    for (const int32_t number : sequence.pages()) {
+      const auto at = static_cast<size_t>(number);
+      for (void* pool : {Keys(layer), Values(layer)}) {
+        copy(static_cast<std::byte*>(pool) + at * page_bytes, values, page_bytes);
+      }
+      if (shape_.kv_type != KvType::kInt8) continue;
+      for (float* pool : {KeyScales(layer), ValueScales(layer)}) {
+        copy(pool + at * scales.size(), scales.data(), scales.size() * 4);
+      }
+    }
+  }
+  const cudaError_t ended = cudaStreamSynchronize(stream);
+  return error == cudaSuccess ? ended : error;
 }
 
 int32_t DeviceState::TakePage() {

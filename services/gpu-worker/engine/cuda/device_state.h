@@ -41,6 +41,8 @@ struct DeviceStateShape {
   int64_t StateBytes() const { return int64_t{4} * max_sequences * sequence_floats(); }
 };
 
+class CudaSequence;
+
 class DeviceState {
  public:
   // ResourceExhausted without the memory.
@@ -73,6 +75,10 @@ class DeviceState {
   float* Sequence(int place) const {
     return const_cast<float*>(states_.data()) + place * shape_.sequence_floats();
   }
+
+  // Random content for the sequence's pages and states, of about the size that real ones have: one
+  // page, the same everywhere, since what is measured doesn't depend on it. Waits for `stream`.
+  cudaError_t FillRandom(const CudaSequence& sequence, uint64_t seed, cudaStream_t stream) const;
 
  private:
   explicit DeviceState(const DeviceStateShape& shape) : shape_(shape) {}
