@@ -7,7 +7,6 @@
 
 #include "bench/cuda_cases.h"
 #include "common/tensor/tiled.h"
-#include "services/gpu-worker/ops/cuda/dequantise.h"
 #include "services/gpu-worker/ops/cuda/linear.h"
 
 namespace hearth::bench {
@@ -62,34 +61,6 @@ void AddLinear(WeightKind kind, int64_t out, int64_t in, int n_rows, CudaCases* 
                     .run = run});
 }
 
-// What a prefill's matrix product by cuBLASLt reads instead of the tiles.
-void AddDequantise(int64_t out, int64_t in, CudaCases* cases) {
-  const LinearRef ref{.kind = WeightKind::kTiled4, .out = out, .in = in};
-  const LinearBytes bytes = BytesOf(ref);
-  const int n_copies = 2 + static_cast<int>(kRotatedBytes / static_cast<double>(bytes.data));
-  const auto copies = static_cast<size_t>(n_copies);
-  const auto data = RandomDeviceBits(copies * bytes.data);
-  const auto scales = DeviceScales(bytes.absmax / 2);
-  const auto to = DeviceBf16(static_cast<size_t>(out * in));
-  const auto run = [=](int i, cudaStream_t stream) {
-    const size_t copy = static_cast<size_t>(i % n_copies);
-    const DeviceMatrix matrix = {
-        .data = static_cast<const uint8_t*>(data.get()) + copy * bytes.data,
-        .scales = static_cast<const uint16_t*>(scales.get()),
-        .out = out,
-        .in = in,
-        .factor = 1,
-        .levels = Nf4()};
-    return worker::Tiled4ToBf16Cuda(matrix, static_cast<uint16_t*>(to.get()), stream);
-  };
-  cases->push_back({.op = "dequantise nf4",
-                    .shape = "[" + std::to_string(out) + ", " + std::to_string(in) + "] to bf16",
-                    .bytes = static_cast<double>(bytes.data + bytes.absmax) +
-                             2.0 * static_cast<double>(out * in),
-                    .flops = 0,
-                    .run = run});
-}
-
 }  // namespace
 
 void AddLinearCases(CudaCases* cases) {
@@ -104,7 +75,6 @@ void AddLinearCases(CudaCases* cases) {
     AddLinear(WeightKind::kBF16, 64, 2048, n, cases);        // beta and alpha
     AddLinear(WeightKind::kBF16, 12288, 2048, n, cases);
   }
-  AddDequantise(12288, 2048, cases);
 }
 
 }  // namespace hearth::bench
