@@ -1,26 +1,13 @@
-// Engine on a GPU: divides a step into batches that the backend computes as one (the sequences that
-// decode together; each prompt's rows), and keeps a graph for each size of a decode.
+// Starts the CUDA engine: what it needs, what of the card it takes, and its sequences.
+#include "services/gpu-worker/engine/cuda/cuda_engine.h"
+
 #include <algorithm>
-#include <atomic>
-#include <map>
-#include <memory>
-#include <string>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
-#include "services/gpu-worker/engine/cuda/cuda_backend.h"
-#include "services/gpu-worker/engine/cuda/device_experts.h"
-#include "services/gpu-worker/engine/cuda/device_state.h"
-#include "services/gpu-worker/engine/cuda/device_weights.h"
-#include "services/gpu-worker/engine/cuda/miss_server.h"
-#include "services/gpu-worker/engine/cuda/vram_plan.h"
 #include "services/gpu-worker/engine/engines.h"
-#include "services/gpu-worker/engine/forward.h"
 #include "services/gpu-worker/engine/step_check.h"
-#include "services/gpu-worker/engine/weights.h"
-#include "services/gpu-worker/experts/expert_tier.h"
 #include "services/gpu-worker/ops/cuda/cuda_status.h"
 #include "services/gpu-worker/ops/exact_ops.h"
 #include "services/gpu-worker/ops/fast_ops.h"
@@ -35,87 +22,7 @@ constexpr uint64_t kContextBytes = uint64_t{640} << 20;
 // Prompts of more rows have their experts streamed; fewer share the work with the CPU.
 constexpr int kExchangeRows = 192;
 
-// Rows of logits that the item wants.
-size_t RowsOf(const StepItem& item) {
-  return item.logits == LogitsWanted::kAll
-             ? item.tokens.size()
-             : static_cast<size_t>(item.logits == LogitsWanted::kLast);
-}
-
-class CudaEngine final : public Engine {
- public:
-  static absl::StatusOr<std::unique_ptr<Engine>> Create(const Checkpoint& checkpoint,
-                                                        ExpertSource* experts,
-                                                        const EngineOptions& options);
-  ~CudaEngine() override { cudaDeviceSynchronize(); }
-
-  const ModelConfig& config() const override { return config_; }
-  std::string_view backend() const override { return name_; }
-  bool rows_are_independent() const override { return options_.exact; }
-  std::unique_ptr<SequenceState> NewSequence() override;
-  int64_t PagesNeeded(const SequenceState& state, int64_t n_tokens) const override {
-    return static_cast<const CudaSequence&>(state).PagesNeeded(n_tokens);
-  }
-  int64_t pages_free() const override { return state_->pages_free(); }
-  int64_t pages_total() const override { return state_->shape().n_pages; }
-  absl::Status Step(std::span<const StepItem> items, StepLogits* logits) override;
-  absl::Status device_error() const override { return device_error_; }
-  uint64_t progress() const override {
-    return parallel_->progress() + misses_->heartbeat() + steps_;
-  }
-  void Interrupt() override { parallel_->set_interrupted(true); }
-  void ClearInterrupt() override { parallel_->set_interrupted(false); }
-  absl::Status ReadDeltaState(const SequenceState& state, int layer, std::vector<float>* conv,
-                              std::vector<float>* recurrent) const override;
-  void SetObserver(TensorObserver observer) override { forward_->SetObserver(std::move(observer)); }
-  absl::Status FillContext(SequenceState* state, int64_t n_tokens, uint64_t seed) override;
-  ExpertTier* expert_tier() override { return board_.get(); }
-  std::string memory_table() const override { return memory_table_; }
-  MemoryUse dense_memory() const override {
-    return {static_cast<uint64_t>(device_weights_.linears.bytes()), 0};
-  }
-
- private:
-  CudaEngine(const ModelConfig& config, const EngineOptions& options)
-      : config_(config), options_(options) {}
-  absl::Status Init(const Checkpoint& checkpoint, ExpertSource* experts);
-  absl::StatusOr<VramPlan> Plan(const SlotLayout& layout, const DeviceStateShape& shape,
-                                const CudaBackendShape& backend_shape);
-  absl::Status MakeOps();
-  struct DecodeItem {
-    StepItem item;
-    float* logits = nullptr;  // where they go
-  };
-  absl::Status RunItems(std::span<const StepItem> items, float* logits);
-  void NoteDeviceError(const absl::Status& status);
-  // Items decode together, or one item's rows are read.
-  absl::Status Decode(std::span<const DecodeItem> items);
-  absl::Status Read(const StepItem& item, float* logits);
-  absl::Status RunBatch(const Batch& batch, float* logits);
-  absl::Status RunGraph(const Batch& batch, float* logits);
-  void EndStep();
-  void AddRows(const StepItem& item, size_t first, size_t n, Batch* batch) const;
-
-  const ModelConfig config_;
-  const EngineOptions options_;
-  std::string name_, memory_table_;
-  ModelWeights weights_;
-  DeviceWeights device_weights_;
-  std::shared_ptr<DeviceState> state_;
-  std::unique_ptr<Parallel> parallel_;
-  std::unique_ptr<Ops> ops_;
-  std::unique_ptr<MissServer> misses_;
-  std::unique_ptr<DeviceExperts> experts_;
-  std::unique_ptr<CudaBackend> backend_;
-  std::unique_ptr<Forward> forward_;
-  std::map<std::pair<int, int64_t>, GraphExec> graphs_;  // by rows and position bucket
-  std::unique_ptr<TierBoard> board_;
-  // Scratch of a step.
-  std::vector<DecodeItem> decodes_;
-  std::vector<float> scattered_;
-  std::atomic<uint64_t> steps_{0};
-  absl::Status device_error_;
-};
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> CudaEngine::Create(const Checkpoint& checkpoint,
                                                            ExpertSource* experts,
@@ -229,161 +136,6 @@ std::unique_ptr<SequenceState> CudaEngine::NewSequence() {
   return sequence;
 }
 
-absl::Status CudaEngine::Step(std::span<const StepItem> items, StepLogits* logits) {
-  HEARTH_RETURN_IF_ERROR(CheckStep(*this, items, options_.max_batch_tokens));
-  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
-  size_t n_rows = 0;
-  for (const StepItem& item : items) {
-    if (static_cast<const CudaSequence*>(item.state)->place() < 0) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "the GPU keeps the states of ", options_.max_sequences, " sequences and all are taken"));
-    }
-    n_rows += RowsOf(item);
-  }
-  logits->n_rows = static_cast<int>(n_rows);
-  logits->values.resize(n_rows * vocabulary);
-  if (experts_->is_replaced()) experts_->SetProfile(board_->profile());
-  const absl::Status status = RunItems(items, logits->values.data());
-  if (status.ok()) return status;
-  // What is left of a failed step must not meet the next one.
-  backend_->Settle();
-  NoteDeviceError(status);
-  // Items may have advanced: the step must not be tried again, as one that is refused.
-  return absl::IsResourceExhausted(status) ? absl::InternalError(status.message()) : status;
-}
-
-// What the backend could not enqueue, or the device could not do, is not undone: only a new process
-// begins anew. An error that stays when asked for again is the context's.
-void CudaEngine::NoteDeviceError(const absl::Status& status) {
-  cudaGetLastError();
-  cudaStreamQuery(backend_->stream());
-  const cudaError_t stays = cudaStreamQuery(backend_->stream());
-  const bool is_lost = stays != cudaSuccess && stays != cudaErrorNotReady;
-  if (device_error_.ok() && (is_lost || !backend_->error().ok())) device_error_ = status;
-}
-
-// Prompts as they come, one by one; then what decodes, together.
-absl::Status CudaEngine::RunItems(std::span<const StepItem> items, float* logits) {
-  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
-  decodes_.clear();
-  size_t row = 0;
-  for (const StepItem& item : items) {
-    float* const to = logits + row * vocabulary;
-    row += RowsOf(item);
-    if (item.tokens.size() == 1) {
-      decodes_.push_back({item, to});
-    } else {
-      HEARTH_RETURN_IF_ERROR(Read(item, to));
-    }
-  }
-  for (size_t first = 0; first < decodes_.size(); first += kDecodeRows) {
-    const auto n = std::min<size_t>(kDecodeRows, decodes_.size() - first);
-    HEARTH_RETURN_IF_ERROR(Decode(std::span(decodes_).subspan(first, n)));
-  }
-  return absl::OkStatus();
-}
-
-void CudaEngine::AddRows(const StepItem& item, size_t first, size_t n, Batch* batch) const {
-  auto* sequence = static_cast<CudaSequence*>(item.state);
-  sequence->Grow(static_cast<int64_t>(n));
-  const int begin = batch->n_rows();
-  const int end = begin + static_cast<int>(n);
-  batch->items.push_back({sequence, {begin, end}, sequence->n_tokens()});
-  for (size_t i = 0; i < n; ++i) {
-    batch->ids.push_back(item.tokens[first + i]);
-    batch->positions.push_back(sequence->n_tokens() + static_cast<int64_t>(i));
-    const bool wanted = item.logits == LogitsWanted::kAll ||
-                        (item.logits == LogitsWanted::kLast && first + i + 1 == item.tokens.size());
-    if (wanted) batch->logits_rows.push_back(begin + static_cast<int>(i));
-  }
-}
-
-absl::Status CudaEngine::Decode(std::span<const DecodeItem> items) {
-  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
-  Batch batch;
-  for (const DecodeItem& decode : items) AddRows(decode.item, 0, 1, &batch);
-  // The backend gives the wanted rows one behind the other: here, unless a prompt's lie between.
-  float* const first = items.front().logits;
-  bool is_together = true;
-  size_t n_rows = 0;
-  for (const DecodeItem& decode : items) {
-    is_together = is_together && decode.logits == first + n_rows * vocabulary;
-    n_rows += RowsOf(decode.item);
-  }
-  if (!is_together) scattered_.resize(n_rows * vocabulary);
-  float* const to = is_together ? first : scattered_.data();
-  HEARTH_RETURN_IF_ERROR(forward_->has_observer() ? RunBatch(batch, to) : RunGraph(batch, to));
-  if (is_together) return absl::OkStatus();
-  const float* from = to;
-  for (const DecodeItem& decode : items) {
-    if (RowsOf(decode.item) == 0) continue;
-    std::copy_n(from, vocabulary, decode.logits);
-    from += vocabulary;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CudaEngine::Read(const StepItem& item, float* logits) {
-  const auto chunk = static_cast<size_t>(options_.exact ? kDecodeRows : options_.max_batch_tokens);
-  for (size_t first = 0; first < item.tokens.size(); first += chunk) {
-    Batch batch;
-    AddRows(item, first, std::min(chunk, item.tokens.size() - first), &batch);
-    HEARTH_RETURN_IF_ERROR(RunBatch(batch, logits));
-    logits += static_cast<int64_t>(batch.logits_rows.size()) * config_.vocab_size;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CudaEngine::RunBatch(const Batch& batch, float* logits) {
-  HEARTH_RETURN_IF_ERROR(forward_->Run(
-      batch, [this] { return parallel_->interrupted(); }, logits));
-  for (const BatchItem& item : batch.items) {
-    static_cast<CudaSequence*>(item.sequence)->Advance(item.rows.size());
-  }
-  EndStep();
-  return absl::OkStatus();
-}
-
-absl::Status CudaEngine::RunGraph(const Batch& batch, float* logits) {
-  HEARTH_RETURN_IF_ERROR(backend_->Begin(batch));
-  const std::pair key(batch.n_rows(), backend_->position_bucket());
-  auto found = graphs_.find(key);
-  if (found == graphs_.end()) {
-    Graph graph;
-    HEARTH_RETURN_IF_ERROR(CudaStatus(
-        cudaStreamBeginCapture(backend_->stream(), cudaStreamCaptureModeThreadLocal), "capture"));
-    backend_->SetCapturing(true);
-    const absl::Status status = forward_->Enqueue(batch, [] { return false; });
-    backend_->SetCapturing(false);
-    const cudaError_t ended = cudaStreamEndCapture(backend_->stream(), graph.put());
-    HEARTH_RETURN_IF_ERROR(status);
-    HEARTH_RETURN_IF_ERROR(CudaStatus(ended, "capture"));
-    GraphExec exec;
-    cudaError_t made = cudaGraphInstantiate(exec.put(), graph.get(), 0);
-    if (made == cudaSuccess) made = cudaGraphUpload(exec.get(), backend_->stream());
-    if (made == cudaErrorMemoryAllocation) {  // others have all of it: slower, but it goes on
-      cudaGetLastError();
-      return RunBatch(batch, logits);
-    }
-    HEARTH_RETURN_IF_ERROR(CudaStatus(made, "a decode graph"));
-    found = graphs_.emplace(key, std::move(exec)).first;
-  }
-  HEARTH_RETURN_IF_ERROR(
-      CudaStatus(cudaGraphLaunch(found->second.get(), backend_->stream()), "a decode step"));
-  HEARTH_RETURN_IF_ERROR(backend_->Finish(logits));
-  if (parallel_->interrupted()) return absl::CancelledError("the step was interrupted");
-  for (const BatchItem& item : batch.items) static_cast<CudaSequence*>(item.sequence)->Advance(1);
-  EndStep();
-  return absl::OkStatus();
-}
-
-void CudaEngine::EndStep() {
-  ++steps_;
-  const MissServer::Counts& counts = misses_->counts();
-  board_->Sync(&experts_->cache(), experts_->pcie_bytes(),
-               counts.experts * experts_->layout().bytes, counts.seconds);
-}
-
 absl::Status CudaEngine::ReadDeltaState(const SequenceState& state, int layer,
                                         std::vector<float>* conv,
                                         std::vector<float>* recurrent) const {
@@ -421,8 +173,6 @@ absl::Status CudaEngine::FillContext(SequenceState* state, int64_t n_tokens, uin
   sequence.Advance(n_tokens);
   return CudaStatus(error, "filling a context");
 }
-
-}  // namespace
 
 int CountCudaDevices() {
   int n = 0;
