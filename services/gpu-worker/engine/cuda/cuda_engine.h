@@ -44,7 +44,7 @@ class CudaEngine final : public Engine {
   absl::Status Step(std::span<const StepItem> items, StepLogits* logits) override;
   absl::Status device_error() const override { return device_error_; }
   uint64_t progress() const override {
-    return parallel_->progress() + misses_->heartbeat() + steps_;
+    return parallel_->progress() + misses_->heartbeat() + experts_->progress() + steps_;
   }
   void Interrupt() override { parallel_->set_interrupted(true); }
   void ClearInterrupt() override { parallel_->set_interrupted(false); }

@@ -198,6 +198,17 @@ TEST_F(CudaEngineFailures, SlotsAreFilledAtTheStartByWhatWasCountedBefore) {
   EXPECT_EQ(cache.layers[0].hits + cache.layers[1].hits + cache.layers[3].hits, 0u);
 }
 
+// A segment that is taken over keeps a step for seconds: a watchdog must see it go on.
+TEST_F(CudaEngineFailures, TakingASegmentOverIsProgress) {
+  const auto engine = Make();
+  ASSERT_NE(engine, nullptr);
+  std::vector<uint64_t> seen = {engine->progress()};
+  experts_->on_packed = [&] { seen.push_back(engine->progress()); };
+  ASSERT_OK(Run(*engine, 1));
+  ASSERT_GE(seen.size(), 65u);  // one a slot
+  for (size_t i = 1; i < 65; ++i) EXPECT_GT(seen[i], seen[i - 1]) << i;
+}
+
 TEST_F(CudaEngineFailures, UsesAreCountedOnceWhereverAnExpertWasComputed) {
   const auto engine = Make({.expert_slots = 8});
   ASSERT_NE(engine, nullptr);

@@ -47,12 +47,17 @@ void PackedExperts::Replace() {
 absl::StatusOr<ExpertRef> PackedExperts::Get(int layer, int expert) {
   if (on_get) on_get();
   ++uses_[{layer, expert}];
-  const std::span<const std::byte> packed = Packed(layer, expert);
+  const std::span<const std::byte> packed = Find(layer, expert);
   if (packed.empty()) return refusal;
   return UnpackExpert(packed);
 }
 
 std::span<const std::byte> PackedExperts::Packed(int layer, int expert) {
+  if (on_packed) on_packed();
+  return Find(layer, expert);
+}
+
+std::span<const std::byte> PackedExperts::Find(int layer, int expert) const {
   if (not_here.contains({layer, expert})) return {};
   const auto key =
       static_cast<size_t>(layer) * static_cast<size_t>(checkpoint_.config().n_experts) +

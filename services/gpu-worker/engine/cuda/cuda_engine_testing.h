@@ -39,12 +39,14 @@ class PackedExperts final : public ExpertSource {
   // Uses since the last call, those that were asked for and those that were counted.
   std::map<std::pair<int, int>, int> TakeUses() { return std::exchange(uses_, {}); }
 
-  std::function<void()> on_get;  // called by each Get
+  std::function<void()> on_get;     // called by each Get
+  std::function<void()> on_packed;  // called by each Packed of an engine
   std::set<std::pair<int, int>> not_here;
   absl::Status refusal = absl::UnavailableError("the store is loading this expert");  // of those
 
  private:
   void PackAll();
+  std::span<const std::byte> Find(int layer, int expert) const;
 
   const Checkpoint& checkpoint_;
   CheckpointExperts plain_;

@@ -6,6 +6,7 @@
 // starts, and what comes is entered when its copy has ended. Engine's thread only.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "common/checkpoint/checkpoint.h"
 #include "services/gpu-worker/engine/cuda/device_weights.h"
+#include "services/gpu-worker/engine/cuda/pinned_segment.h"
 #include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/experts/expert_cache.h"
 #include "services/gpu-worker/ops/cuda/device.h"
@@ -71,6 +73,8 @@ class DeviceExperts {
   const SlotLayout& layout() const { return layout_; }
   ExpertCache& cache() { return *cache_; }
   uint64_t pcie_bytes() const { return pcie_bytes_; }
+  // Grows while BeginStep takes a segment over, which takes seconds. Any thread.
+  uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
 
  private:
   DeviceExperts(const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts);
@@ -122,8 +126,9 @@ class DeviceExperts {
   uint64_t generation_ = 0;
   std::vector<ExpertUses> profile_;
   std::shared_ptr<const void> held_;  // the segment of generation_, which copies still read
-  std::span<const std::byte> registered_;
+  PinnedSegment segment_;
   uint64_t pcie_bytes_ = 0;
+  std::atomic<uint64_t> progress_{0};
   // Scratch of UsesOf.
   std::vector<ExpertUse> uses_;
   std::vector<int32_t> rows_of_;  // [E]
