@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,6 +23,7 @@
 #include "common/base/check.h"
 #include "common/checkpoint/checkpoint.h"
 #include "common/tensor/linear.h"
+#include "services/gpu-worker/sampling/top_logits.h"
 
 namespace hearth::worker {
 
@@ -122,18 +124,25 @@ struct StepItem {
   // The last n_drafts tokens (fewer than all; at most the engine's max_drafts) are guesses:
   // Rollback can take them back until the next step.
   int n_drafts = 0;
+  // Set where the largest logits of its rows may do (StepLogits::top): what they are weighed at.
+  std::optional<float> temperature = {};
 };
 
 // One token after those that a sequence has seen and, in deeper drafts, guessed.
 struct DraftItem {
   SequenceState* state = nullptr;
   int32_t token = 0;
+  std::optional<float> temperature = {};  // as StepItem's
 };
 
 // Logits of the step's items, in their order: one row for kLast, tokens.size() for kAll, none for
-// kNone.
+// kNone. Either all rows are whole, or `top` has their largest logits and the engine has the whole
+// rows until its next Step or Draft (Engine::ReadLogits). An engine gives `top` only where all
+// items that want logits have a temperature, and only if its logits lie on a device: the CPU's
+// never does.
 struct StepLogits {
-  std::vector<float> values;  // [n_rows, vocab_size]
+  std::vector<float> values;      // [n_rows, vocab_size]; empty where `top` has the rows
+  std::vector<TopLogitsRow> top;  // [n_rows]; empty where `values` has them
   int n_rows = 0;
   std::span<const float> Row(int row, int vocab_size) const {
     return std::span(values).subspan(static_cast<size_t>(row) * static_cast<size_t>(vocab_size),
@@ -173,6 +182,13 @@ class Engine {
   // don't suffice. Any other error leaves the items' states unusable: drop those sequences. The sum
   // of tokens is at most max_batch_tokens (InvalidArgument).
   virtual absl::Status Step(std::span<const StepItem> items, StepLogits* logits) = 0;
+
+  // A whole row of the last Step or Draft, one of those that it gave as `top`. Valid until the next
+  // call of this, Step or Draft.
+  virtual absl::StatusOr<std::span<const float>> ReadLogits(int row) {
+    static_cast<void>(row);
+    return absl::FailedPreconditionError("this engine gives whole rows at once");
+  }
 
   // How many tokens Draft can guess ahead of a step: 0 without a multi-token prediction head.
   virtual int max_drafts() const { return 0; }

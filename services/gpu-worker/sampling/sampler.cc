@@ -7,6 +7,7 @@
 #include "services/gpu-worker/sampling/draw.h"
 #include "services/gpu-worker/sampling/logits.h"
 #include "services/gpu-worker/sampling/random.h"
+#include "services/gpu-worker/sampling/top_sampler.h"
 
 namespace hearth::worker {
 namespace {
@@ -43,6 +44,28 @@ absl::StatusOr<SampledToken> Sampler::Sample(const SamplingParams& params,
     token.top = TopLogprobs(logits, params.logprobs, log_sum);
   }
   return token;
+}
+
+absl::StatusOr<SampledToken> Sampler::Sample(const SamplingParams& params,
+                                             const TokenCounts& counts, uint64_t position,
+                                             const LogitsRow& row) {
+  if (params.logprobs < 0) {
+    SampledToken token;
+    HEARTH_ASSIGN_OR_RETURN(token.id, Choose(params, counts, position, row));
+    return token;
+  }
+  HEARTH_ASSIGN_OR_RETURN(const std::span<const float> logits, row.Whole());
+  return Sample(params, counts, position, logits);
+}
+
+absl::StatusOr<int32_t> Sampler::Choose(const SamplingParams& params, const TokenCounts& counts,
+                                        uint64_t position, const LogitsRow& row) {
+  if (row.top() != nullptr) {
+    const auto id = SampleFromTop(params, counts, position, row.vocabulary(), *row.top());
+    if (id.has_value()) return *id;
+  }
+  HEARTH_ASSIGN_OR_RETURN(const std::span<const float> logits, row.Whole());
+  return Choose(params, counts, position, logits);
 }
 
 absl::StatusOr<int32_t> Sampler::Choose(const SamplingParams& params, const TokenCounts& counts,

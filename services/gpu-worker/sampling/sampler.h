@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "services/gpu-worker/sampling/logits_row.h"
 #include "services/gpu-worker/sampling/params.h"
 #include "services/gpu-worker/sampling/token_counts.h"
 
@@ -32,12 +33,18 @@ class Sampler {
   // DataLoss for NaN or infinite logits.
   absl::StatusOr<SampledToken> Sample(const SamplingParams& params, const TokenCounts& counts,
                                       uint64_t position, std::span<const float> logits);
+  // The same bit by bit. Asks for the whole row only if its largest logits can't tell
+  // (sampling/top_sampler.h); then also the errors of asking.
+  absl::StatusOr<SampledToken> Sample(const SamplingParams& params, const TokenCounts& counts,
+                                      uint64_t position, const LogitsRow& row);
 
   // Its id alone. A guess of the token at `position` is chosen so from the guesser's logits: with
   // the same draw, so that the nearer the two distributions are, the oftener the tokens are the
   // same.
   absl::StatusOr<int32_t> Choose(const SamplingParams& params, const TokenCounts& counts,
                                  uint64_t position, std::span<const float> logits);
+  absl::StatusOr<int32_t> Choose(const SamplingParams& params, const TokenCounts& counts,
+                                 uint64_t position, const LogitsRow& row);
 
  private:
   int32_t Draw(const SamplingParams& params, uint64_t position);

@@ -13,7 +13,7 @@ struct TopLogitsRow {
   // last place's neighbourhood for the device to sort. Of such a row nothing else counts.
   enum Flags : int32_t { kFine = 0, kBroken = 1, kCrowded = 2 };
   int32_t flags;
-  int32_t n;          // min(kTopLogits, vocabulary)
+  int32_t n;          // how many follow; a device gives min(kTopLogits, vocabulary)
   float temperature;  // of weight_sum; 1 where the row's own is 0
   float weight_sum;  // sum of exp((logit - largest) / temperature) over all, within kWeightSumError
   int32_t ids[kTopLogits];   // by falling logit, ties by rising id

@@ -1,5 +1,5 @@
 // Samples from a row's largest logits alone, where that is provably what Sampler::Sample gives on
-// all of them. Used by the scheduler with engines whose logits stay on a device.
+// all of them. Used by Sampler for rows whose logits stay on a device.
 #pragma once
 
 #include <cstdint>

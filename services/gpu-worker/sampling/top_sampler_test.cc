@@ -9,26 +9,12 @@
 #include "common/testing/status_matchers.h"
 #include "services/gpu-worker/sampling/logits.h"
 #include "services/gpu-worker/sampling/sampler.h"
+#include "services/gpu-worker/sampling/top_logits_testing.h"
 
 namespace hearth::worker {
 namespace {
 
-// What the device makes of a row, with its sum off by `error`.
-TopLogitsRow TopOf(std::span<const float> logits, float temperature, double error = 0) {
-  TopLogitsRow top{};
-  top.temperature = temperature == 0 ? 1 : temperature;
-  const auto ranked = TopRanked(logits, kTopLogits);
-  top.n = static_cast<int32_t>(ranked.size());
-  for (size_t i = 0; i < ranked.size(); ++i) {
-    top.ids[i] = ranked[i].id, top.logits[i] = ranked[i].logit;
-  }
-  double sum = 0;
-  for (const float logit : logits) {
-    sum += std::exp((double{logit} - ranked[0].logit) / top.temperature);
-  }
-  top.weight_sum = static_cast<float>(sum * (1 + error));
-  return top;
-}
+using testing::TopOf;
 
 struct Outcome {
   int n_answered = 0;
@@ -44,11 +30,20 @@ void Compare(const SamplingParams& params, const TokenCounts& counts,
     for (uint64_t position = 0; position < 20; ++position) {
       const auto got =
           SampleFromTop(params, counts, position, static_cast<int>(logits.size()), top);
+      const auto want = sampler.Sample(params, counts, position, logits);
+      ASSERT_OK(want);
+      int n_fetched = 0;
+      const LogitsRow row(&top, static_cast<int>(logits.size()), [&] {
+        ++n_fetched;
+        return std::span<const float>(logits);
+      });
+      const auto from_row = sampler.Sample(params, counts, position, row);
+      ASSERT_OK(from_row);
+      ASSERT_EQ(from_row->id, want->id);
+      ASSERT_EQ(n_fetched, got.has_value() ? 0 : 1);
       ++outcome->n_asked;
       if (!got.has_value()) continue;
       ++outcome->n_answered;
-      const auto want = sampler.Sample(params, counts, position, logits);
-      ASSERT_OK(want);
       ASSERT_EQ(*got, want->id) << "position " << position << ", top_k " << params.top_k
                                 << ", top_p " << params.top_p << ", min_p " << params.min_p;
     }
@@ -173,6 +168,45 @@ TEST(TopSampler, LeavesToTheWholeRowWhatItCannotKnow) {
   TopLogitsRow flagged = TopOf(logits, 1);
   flagged.flags = TopLogitsRow::kCrowded;
   EXPECT_FALSE(SampleFromTop({.temperature = 0}, {}, 0, 1000, flagged).has_value());
+}
+
+TEST(TopSampler, LogprobsAreOfTheWholeRow) {
+  RandomRows random(11);
+  Sampler sampler;
+  for (int i = 0; i < 200; ++i) {
+    const std::vector<float> logits = random.Logits();
+    SamplingParams params = random.Params();
+    params.logprobs = i % 20;
+    const TopLogitsRow top = TopOf(logits, params.temperature);
+    const LogitsRow row(&top, static_cast<int>(logits.size()),
+                        [&] { return std::span<const float>(logits); });
+    ASSERT_OK_AND_ASSIGN(const SampledToken got, sampler.Sample(params, {}, 3, row));
+    ASSERT_OK_AND_ASSIGN(const SampledToken want, sampler.Sample(params, {}, 3, logits));
+    ASSERT_EQ(got.id, want.id);
+    ASSERT_EQ(got.logprob, want.logprob);
+    ASSERT_EQ(got.top.size(), want.top.size());
+    for (size_t k = 0; k < want.top.size(); ++k) {
+      ASSERT_EQ(got.top[k].id, want.top[k].id);
+      ASSERT_EQ(got.top[k].logprob, want.top[k].logprob);
+    }
+  }
+}
+
+TEST(TopSampler, WhatTheRowCannotGiveIsToldAsItIs) {
+  std::vector<float> logits(1000, 0.f);
+  logits[17] = std::nanf("");
+  const TopLogitsRow broken = TopOf(logits, 1);
+  EXPECT_EQ(broken.flags, TopLogitsRow::kBroken);
+  const LogitsRow row(&broken, 1000, [&] { return std::span<const float>(logits); });
+  EXPECT_THAT(
+      Sampler().Sample({.temperature = 0}, {}, 0, row),
+      hearth::testing::IsStatus(absl::StatusCode::kDataLoss, ::testing::HasSubstr("token 17")));
+  const LogitsRow lost(&broken, 1000, [] { return absl::InternalError("the GPU is gone"); });
+  for (const int logprobs : {-1, 2}) {
+    EXPECT_THAT(
+        Sampler().Sample({.temperature = 0, .logprobs = logprobs}, {}, 0, lost),
+        hearth::testing::IsStatus(absl::StatusCode::kInternal, ::testing::HasSubstr("gone")));
+  }
 }
 
 }  // namespace

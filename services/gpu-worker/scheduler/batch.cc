@@ -182,9 +182,17 @@ absl::Status ContinuousBatch::Run(std::vector<Planned>& plan) {
                      .logits = !planned.reads_to_the_end  ? LogitsWanted::kNone
                                : planned.n_guessed() == 0 ? LogitsWanted::kLast
                                                           : LogitsWanted::kAll,
-                     .n_drafts = planned.n_guessed()});
+                     .n_drafts = planned.n_guessed(),
+                     .temperature = planned.sequence->temperature()});
   }
   return engine_.Step(items, &logits_);
+}
+
+LogitsRow ContinuousBatch::RowOf(int row) {
+  const int vocabulary = engine_.config().vocab_size;
+  if (logits_.top.empty()) return LogitsRow(logits_.Row(row, vocabulary));
+  return {&logits_.top[static_cast<size_t>(row)], vocabulary,
+          [this, row] { return engine_.ReadLogits(row); }};
 }
 
 void ContinuousBatch::HandOut(const std::vector<Planned>& plan, Clock::duration took,
@@ -212,8 +220,7 @@ void ContinuousBatch::HandOutRows(const Planned& planned, int first_row, Clock::
   Sequence* sequence = planned.sequence;
   const int n_guessed = planned.n_guessed();
   for (int n_right = 0;; ++n_right) {
-    const auto row = logits_.Row(first_row + n_right, engine_.config().vocab_size);
-    const auto ended = sequence->Advance(sampler_, row, now, observer_);
+    const auto ended = sequence->Advance(sampler_, RowOf(first_row + n_right), now, observer_);
     if (ended.ok()) last_token_ = now;
     if (!ended.ok()) sequence->Fail(ended.status(), observer_);
     if (!ended.ok() || *ended) {

@@ -89,6 +89,8 @@ class ContinuousBatch {
   absl::Status GuessOnce(std::vector<Planned>& plan, int depth);
   void Compute(std::vector<Planned>& plan, Clock::time_point now);
   absl::Status Run(std::vector<Planned>& plan);
+  // Of what the engine gave last.
+  LogitsRow RowOf(int row);
   void HandOut(const std::vector<Planned>& plan, Clock::duration took, Clock::time_point now);
   // Samples from a sequence's rows as long as the next row's token was guessed right.
   void HandOutRows(const Planned& planned, int first_row, Clock::time_point now,

@@ -42,13 +42,13 @@ absl::Status ContinuousBatch::GuessOnce(std::vector<Planned>& plan, int depth) {
   for (Planned& planned : plan) {
     if (planned.n_guesses <= depth || planned.n_guessed() < depth) continue;
     asked.push_back(&planned);
-    items.push_back({planned.sequence->state.get(), planned.tokens.back()});
+    items.push_back(
+        {planned.sequence->state.get(), planned.tokens.back(), planned.sequence->temperature()});
   }
   if (items.empty()) return absl::OkStatus();
   HEARTH_RETURN_IF_ERROR(engine_.Draft(items, depth, &logits_));
   for (size_t i = 0; i < asked.size(); ++i) {
-    const auto row = logits_.Row(static_cast<int>(i), engine_.config().vocab_size);
-    const auto guess = asked[i]->sequence->Guess(sampler_, depth, row);
+    const auto guess = asked[i]->sequence->Guess(sampler_, depth, RowOf(static_cast<int>(i)));
     if (guess.has_value()) asked[i]->tokens.push_back(*guess);
   }
   return absl::OkStatus();

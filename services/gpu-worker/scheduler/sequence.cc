@@ -40,14 +40,14 @@ int64_t Sequence::most_guesses() const {
 }
 
 std::optional<int32_t> Sequence::Guess(Sampler& sampler, int n_before,
-                                       std::span<const float> logits) const {
+                                       const LogitsRow& logits) const {
   // Penalties don't see the guesses before: it costs some of their rightness, never the text's.
   const auto position = static_cast<uint64_t>(n_total() - n_prompt_ + n_before);
   const auto guess = sampler.Choose(request_.sampling, counts_, position, logits);
   return guess.ok() ? std::optional(*guess) : std::nullopt;
 }
 
-absl::StatusOr<bool> Sequence::Advance(Sampler& sampler, std::span<const float> logits,
+absl::StatusOr<bool> Sequence::Advance(Sampler& sampler, const LogitsRow& logits,
                                        Clock::time_point now, SchedulerObserver& observer) {
   const auto n_output = static_cast<uint64_t>(n_total() - n_prompt_);
   HEARTH_ASSIGN_OR_RETURN(SampledToken token,

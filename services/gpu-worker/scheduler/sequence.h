@@ -30,8 +30,8 @@ class Sequence {
   // Samples from the logits of the last token and sends what became certain. True when that was the
   // end of the text: the client has its Finish then. An error is the sequence's own (damaged
   // logits) and was not sent yet.
-  absl::StatusOr<bool> Advance(Sampler& sampler, std::span<const float> logits,
-                               Clock::time_point now, SchedulerObserver& observer);
+  absl::StatusOr<bool> Advance(Sampler& sampler, const LogitsRow& logits, Clock::time_point now,
+                               SchedulerObserver& observer);
   // Ends it with an error.
   void Fail(const absl::Status& status, SchedulerObserver& observer);
 
@@ -45,7 +45,9 @@ class Sequence {
   int64_t most_guesses() const;
   // A guess of the token that comes after `n_before` other guesses, from the logits of the guesser;
   // none from damaged ones.
-  std::optional<int32_t> Guess(Sampler& sampler, int n_before, std::span<const float> logits) const;
+  std::optional<int32_t> Guess(Sampler& sampler, int n_before, const LogitsRow& logits) const;
+  // What the sampler divides its logits by.
+  float temperature() const { return request_.sampling.temperature; }
   bool is_decoding() const { return started_output_ && Unseen().size() == 1; }
 
   // The reason for which it has to end now, if any. Notes since when the client doesn't read.

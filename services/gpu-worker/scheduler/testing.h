@@ -16,6 +16,7 @@
 #include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/sampling/random.h"
 #include "services/gpu-worker/sampling/sampler.h"
+#include "services/gpu-worker/sampling/top_logits_testing.h"
 #include "services/gpu-worker/scheduler/output_stream.h"
 #include "services/gpu-worker/scheduler/request.h"
 
@@ -105,8 +106,18 @@ class FakeEngine final : public Engine {
     if (!next_error.ok()) return std::exchange(next_error, absl::OkStatus());
     logits->values.clear();
     logits->n_rows = 0;
+    row_temperatures_.clear();
     for (const StepItem& item : items) Feed(item, logits);
+    KeepRows(logits);
     return absl::OkStatus();
+  }
+  absl::StatusOr<std::span<const float>> ReadLogits(int row) override {
+    ++n_reads_;
+    EXPECT_LT(row, kept_.n_rows);
+    if (!next_read_error.ok()) return std::exchange(next_read_error, absl::OkStatus());
+    const auto values = kept_.Row(row, kVocab);
+    read_ = std::vector<float>(values.begin(), values.end());  // what was read before is gone
+    return read_;
   }
   absl::Status device_error() const override { return lost; }
   int max_drafts() const override { return max_drafts_; }
@@ -116,6 +127,7 @@ class FakeEngine final : public Engine {
     if (!next_draft_error.ok()) return std::exchange(next_draft_error, absl::OkStatus());
     logits->values.clear();
     logits->n_rows = 0;
+    row_temperatures_.clear();
     for (const DraftItem& item : items) {
       auto& state = static_cast<State&>(*item.state);
       EXPECT_GT(state.n, 0);
@@ -124,8 +136,9 @@ class FakeEngine final : public Engine {
       // What the model will say, or, for every third, something else.
       uint64_t hash = HashTokens(state.hashes.back(), state.guessed);
       if (hash % 3 == 0) hash = MixBits(hash);
-      AddRow(LogitsOf(hash), logits);
+      AddRow(LogitsOf(hash), item.temperature, logits);
     }
+    KeepRows(logits);
     return absl::OkStatus();
   }
   void Rollback(SequenceState& sequence, int n_tokens) override {
@@ -163,6 +176,9 @@ class FakeEngine final : public Engine {
   absl::Status next_error;        // of the next step
   absl::Status lost;              // once not OK: the device's error
   absl::Status next_draft_error;  // of the next Draft
+  absl::Status next_read_error;   // of the next ReadLogits
+  int top_of_each = 0;            // largest logits that rows are given by; 0: rows are whole
+  int64_t n_reads() const { return n_reads_; }
   int64_t n_draft_calls() const { return n_draft_calls_; }
   int n_states() const { return n_states_; }
   int64_t n_steps() const { return n_steps_; }
@@ -203,12 +219,24 @@ class FakeEngine final : public Engine {
       if (item.logits == LogitsWanted::kLast && !is_last) continue;
       std::vector<float> row = LogitsOf(hash);
       if (state.damaged) row[3] = std::numeric_limits<float>::quiet_NaN();
-      AddRow(row, logits);
+      AddRow(row, item.temperature, logits);
     }
   }
-  static void AddRow(const std::vector<float>& row, StepLogits* logits) {
+  void AddRow(const std::vector<float>& row, std::optional<float> temperature, StepLogits* logits) {
     logits->values.insert(logits->values.end(), row.begin(), row.end());
+    row_temperatures_.push_back(temperature);
     ++logits->n_rows;
+  }
+  void KeepRows(StepLogits* logits) {
+    logits->top.clear();
+    if (top_of_each == 0) return;
+    for (size_t i = 0; i < row_temperatures_.size(); ++i) {
+      ASSERT_TRUE(row_temperatures_[i].has_value());
+      logits->top.push_back(TopOf(logits->Row(static_cast<int>(i), kVocab), *row_temperatures_[i],
+                                  /*error=*/0, top_of_each));
+    }
+    kept_.values = std::exchange(logits->values, {});
+    kept_.n_rows = logits->n_rows;
   }
 
   void WaitWhileHeld() {
@@ -226,6 +254,10 @@ class FakeEngine final : public Engine {
   const int max_batch_tokens_;
   const int max_drafts_;
   int64_t n_draft_calls_ = 0;
+  StepLogits kept_;  // the last rows, where they were given by their largest
+  std::vector<std::optional<float>> row_temperatures_;
+  std::vector<float> read_;
+  int64_t n_reads_ = 0;
   std::atomic<int64_t> pages_used_{0};
   std::atomic<int> n_states_{0};
   std::atomic<int64_t> n_steps_{0};
