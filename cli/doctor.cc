@@ -25,25 +25,29 @@ struct DoctorFlags {
   bool json = false, no_measure = false;
 };
 
-absl::Status Keep(const DoctorFlags& flags, const std::string& text) {
-  if (!flags.out.empty()) return WriteFileAtomically(flags.out, text);
-  const std::filesystem::path file = MachineFile().value_or(DefaultRunDir() / "machine.json");
-  HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(file.parent_path()));
-  return WriteFileAtomically(file, text);
+absl::Status Keep(const DoctorFlags& flags, json::object findings) {
+  std::filesystem::path file = flags.out;
+  if (flags.out.empty()) {
+    file = MachineFile().value_or(DefaultRunDir() / "machine.json");
+    HEARTH_RETURN_IF_ERROR(MakePrivateDirectory(file.parent_path()));
+  }
+  KeepWhatWasMeasured(file, &findings);
+  return WriteFileAtomically(file, SerializeJson(findings) + "\n");
 }
 
 int RunDoctor(DoctorFlags& flags) {
   flags.examine.measure = !flags.no_measure;
   if (flags.examine.measure && ::isatty(STDERR_FILENO) != 0) {
-    std::fputs("measuring memory and processor, a few seconds ...\n", stderr);
+    std::fputs("measuring memory, processor and GPU, a few seconds ...\n", stderr);
   }
   const auto diagnosis = Examine(flags.examine);
   if (!diagnosis.ok()) return Fail("doctor", diagnosis.status());
-  const std::string text = SerializeJson(ToJson(*diagnosis)) + "\n";
-  std::fputs(flags.json ? text.c_str() : ToText(*diagnosis).c_str(), stdout);
+  const json::object findings = ToJson(*diagnosis);
+  const std::string text = flags.json ? SerializeJson(findings) + "\n" : ToText(*diagnosis);
+  std::fputs(text.c_str(), stdout);
   // What was not measured must not replace what was.
   if (flags.examine.measure || !flags.out.empty()) {
-    if (const absl::Status kept = Keep(flags, text); !kept.ok()) {
+    if (const absl::Status kept = Keep(flags, findings); !kept.ok()) {
       std::fprintf(stderr, "hearth doctor: not kept: %s\n", std::string(kept.message()).c_str());
     }
   }

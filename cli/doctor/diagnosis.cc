@@ -59,11 +59,38 @@ void AppendMemory(const Diagnosis& d, std::string* text) {
                          : absl::StrCat("in 4 KiB pages: ", d.segment.reason));
 }
 
+void AppendLink(const char* label, const LinkRates& link, std::string* text) {
+  if (link.alone <= 0) return;
+  std::string value = absl::StrFormat("%.1f GB/s from memory", link.alone / 1e9);
+  if (link.loaded > 0) {
+    absl::StrAppendFormat(&value, ", %.1f while threads read %.1f", link.loaded / 1e9,
+                          link.ram_meanwhile / 1e9);
+  }
+  Line(text, label, value);
+}
+
 void AppendGpuSpeed(const GpuRates& gpu, std::string* text) {
-  Line(text, "  copy", absl::StrFormat("%.1f GB/s from memory", gpu.pcie_bytes_per_second / 1e9));
-  Line(text, "  read", absl::StrFormat("%.0f GB/s of its own", gpu.memory_bytes_per_second / 1e9));
-  Line(text, "  handshake",
-       absl::StrFormat("%.1f us with a CPU thread", gpu.handshake_seconds * 1e6));
+  AppendLink("  copy", gpu.copy, text);
+  AppendLink("  zero copy", gpu.zero_copy, text);
+  if (gpu.memory_bytes_per_second > 0) {
+    Line(text, "  read",
+         absl::StrFormat("%.0f GB/s of its own", gpu.memory_bytes_per_second / 1e9));
+  }
+  if (gpu.handshake_seconds > 0) {
+    Line(text, "  handshake",
+         absl::StrFormat("%.1f us with a CPU thread", gpu.handshake_seconds * 1e6));
+  }
+}
+
+void AppendGpu(const Diagnosis& d, std::string* text) {
+  std::string line = d.gpus.empty() ? "none found" : absl::StrJoin(d.gpus, ", ");
+  if (!d.has_cuda) {
+    absl::StrAppend(&line, "; built without CUDA");
+  } else if (!d.gpu_problem.empty()) {
+    absl::StrAppend(&line, "; not measured: ", d.gpu_problem);
+  }
+  Line(text, "GPU", line);
+  if (d.gpu_speed) AppendGpuSpeed(*d.gpu_speed, text);
 }
 
 void AppendModel(const Diagnosis& d, std::string* text) {
@@ -125,10 +152,7 @@ std::string ToText(const Diagnosis& d) {
   Line(&text, "port",
        d.port.problem.empty() ? absl::StrCat(d.port.host, ":", d.port.port, " is free")
                               : d.port.problem);
-  Line(&text, "GPU",
-       absl::StrCat(d.gpus.empty() ? "none found" : absl::StrJoin(d.gpus, ", "),
-                    "; built without CUDA"));
-  if (d.gpu_speed) AppendGpuSpeed(*d.gpu_speed, &text);
+  AppendGpu(d, &text);
   AppendModel(d, &text);
   const auto problems = Problems(d);
   for (const std::string& advice : Advice(d)) absl::StrAppend(&text, "\nFaster: ", advice, "\n");
@@ -158,9 +182,10 @@ json::object ToJson(const Diagnosis& d) {
       {"descriptors", d.descriptors},
       {"port", {{"host", d.port.host}, {"port", d.port.port}, {"free", d.port.problem.empty()}}},
       {"gpus", ToArray(d.gpus)},
-      {"cuda", false}};
+      {"cuda", d.has_cuda}};
   if (d.speed) object["speed"] = ToJson(*d.speed);
   if (d.gpu_speed) object["gpu_speed"] = ToJson(*d.gpu_speed);
+  if (!d.gpu_problem.empty()) object["gpu_problem"] = d.gpu_problem;
   if (d.model) object["model"] = ToJson(*d.model);
   return object;
 }

@@ -51,8 +51,10 @@ struct Diagnosis {
   uint64_t shm_bytes = 0, shm_free_bytes = 0;  // /dev/shm
   uint64_t descriptors = 0;                    // that a process may raise its limit to
   PortCheck port;
+  bool has_cuda = false;  // built with it
   std::vector<std::string> gpus;
   std::optional<GpuRates> gpu_speed;  // nothing: not measured
+  std::string gpu_problem;            // why not, in one line; empty if it was not to be measured
   std::optional<ModelCheck> model;
 
   // Of memory that Hearth could take now.

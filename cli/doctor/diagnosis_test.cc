@@ -134,6 +134,47 @@ TEST(Doctor, OldProcessorsAndUnusedGpusAreSaid) {
   EXPECT_THAT(ToText(d), AllOf(HasSubstr("the float32 backend"), HasSubstr("NVIDIA X; built")));
 }
 
+GpuRates FastGpu() {
+  return {.copy = {.alone = 52.1e9, .loaded = 48.2e9, .ram_meanwhile = 101.3e9},
+          .zero_copy = {.alone = 44.4e9, .loaded = 0, .ram_meanwhile = 0},
+          .memory_bytes_per_second = 3.012e12,
+          .handshake_seconds = 1.84e-6};
+}
+
+TEST(Doctor, WhatTheGpuWasMeasuredAtIsPrinted) {
+  Diagnosis d = Desktop();
+  d.has_cuda = true;
+  d.gpus = {"NVIDIA X"};
+  d.gpu_speed = FastGpu();
+  EXPECT_THAT(Advice(d), IsEmpty());
+  EXPECT_THAT(ToText(d),
+              AllOf(HasSubstr("GPU             NVIDIA X\n"),
+                    HasSubstr("copy          52.1 GB/s from memory, 48.2 while threads read 101.3"),
+                    HasSubstr("zero copy     44.4 GB/s from memory\n"),
+                    HasSubstr("read          3012 GB/s of its own"),
+                    HasSubstr("handshake     1.8 us with a CPU thread"), Not(HasSubstr("CUDA"))));
+  const json::object object = ToJson(d);
+  EXPECT_EQ(object.at("cuda"), true);
+  EXPECT_EQ(object.at("gpu_speed"), ToJson(FastGpu()));
+  EXPECT_FALSE(object.contains("gpu_problem"));
+}
+
+TEST(Doctor, WhatOfTheGpuWasNotMeasuredIsLeftOutOrSaid) {
+  Diagnosis d = Desktop();
+  d.has_cuda = true;
+  EXPECT_THAT(ToText(d), HasSubstr("GPU             none found\n"));
+  d.gpu_problem = "no GPU that CUDA can use: no driver";
+  EXPECT_THAT(ToText(d),
+              HasSubstr("none found; not measured: no GPU that CUDA can use: no driver"));
+  EXPECT_EQ(ToJson(d).at("gpu_problem").as_string(), d.gpu_problem);
+  EXPECT_FALSE(ToJson(d).contains("gpu_speed"));
+  EXPECT_THAT(Problems(d), IsEmpty()) << "the CPU serves";
+  d.gpu_problem.clear();
+  d.gpu_speed = GpuRates{.copy = {.alone = 1e9}};
+  EXPECT_THAT(ToText(d), AllOf(HasSubstr("copy          1.0 GB/s from memory\n"),
+                               Not(HasSubstr("zero copy")), Not(HasSubstr("handshake"))));
+}
+
 TEST(HugePageState, TakesTheWordInBracketsAndThePool) {
   namespace fs = std::filesystem;
   const fs::path root = fs::temp_directory_path() / ("hearth-mm-" + std::to_string(::getpid()));

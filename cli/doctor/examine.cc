@@ -21,7 +21,9 @@
 #include "common/synthetic/synthetic_checkpoint.h"
 #include "services/expert-store/loading/loader.h"
 #include "services/gpu-worker/benchmark/traffic.h"
+#include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/ops/kernels.h"
+#include "services/gpu-worker/rates/measure_gpu.h"
 
 namespace hearth::cli {
 namespace {
@@ -86,6 +88,16 @@ void LookAtLimits(Diagnosis* diagnosis) {
   diagnosis->is_root = ::geteuid() == 0;
 }
 
+// What can't be measured is said, and the CPU serves.
+void MeasureTheGpu(const ExamineOptions& options, Diagnosis* diagnosis) {
+  const auto rates = worker::MeasureGpu({.n_threads = options.n_threads});
+  if (rates.ok()) {
+    diagnosis->gpu_speed = *rates;
+  } else {
+    diagnosis->gpu_problem = std::string(rates.status().message());
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> FindGpus(const fs::path& driver) {
@@ -118,12 +130,14 @@ absl::StatusOr<Diagnosis> Examine(const ExamineOptions& options) {
   if (const auto free = CheckPortIsFree(options.host, options.port); !free.ok()) {
     diagnosis.port.problem = std::string(free.message());
   }
+  diagnosis.has_cuda = worker::HasCudaBackend();
   diagnosis.gpus = FindGpus();
   if (!options.model.empty()) diagnosis.model = CheckModel(options);
   if (options.measure) {
     SpeedOptions speed{.time = std::chrono::milliseconds(100), .repetitions = 3};
     speed.buffer_bytes = std::clamp<uint64_t>(diagnosis.room() / 4, 64 << 20, speed.buffer_bytes);
     HEARTH_ASSIGN_OR_RETURN(diagnosis.speed, MeasureMachine(options.n_threads, speed));
+    if (diagnosis.has_cuda) MeasureTheGpu(options, &diagnosis);
   }
   return diagnosis;
 }

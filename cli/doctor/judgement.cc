@@ -85,7 +85,7 @@ std::vector<std::string> Advice(const Diagnosis& d) {
   if (d.kernels.empty()) {
     advice.push_back("this processor has no AVX2: only the float32 backend runs, ten times slower");
   }
-  if (!d.gpus.empty()) {
+  if (!d.gpus.empty() && !d.has_cuda) {
     advice.push_back("a GPU is here, but this program was built without CUDA: the CPU computes");
   }
   return advice;

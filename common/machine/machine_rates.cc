@@ -40,10 +40,16 @@ void Take(const json::value* value, double* rate) {
 
 json::object ToJson(const GpuRates& rates) {
   json::object object;
-  const auto add = [&object](const char* name, double rate) {
+  const auto add = [&object](const std::string& name, double rate) {
     if (rate > 0) object[name] = rate;
   };
-  add("pcie_bytes_per_second", rates.pcie_bytes_per_second);
+  const auto add_link = [&add](const std::string& name, const LinkRates& link) {
+    add(name + "_bytes_per_second", link.alone);
+    add(name + "_loaded_bytes_per_second", link.loaded);
+    add(name + "_ram_meanwhile_bytes_per_second", link.ram_meanwhile);
+  };
+  add_link("pcie", rates.copy);
+  add_link("zero_copy", rates.zero_copy);
   add("memory_bytes_per_second", rates.memory_bytes_per_second);
   add("handshake_seconds", rates.handshake_seconds);
   return object;
@@ -80,6 +86,10 @@ absl::StatusOr<MachineRates> ReadMachineRates(const std::filesystem::path& file)
   }
   if (fastest > 0) rates.ram = fastest;
   Take(Find(*root, {"gpu_speed", "pcie_bytes_per_second"}), &rates.pcie);
+  Take(Find(*root, {"gpu_speed", "pcie_loaded_bytes_per_second"}), &rates.pcie);
+  rates.zero_copy = rates.pcie;  // the same link
+  Take(Find(*root, {"gpu_speed", "zero_copy_bytes_per_second"}), &rates.zero_copy);
+  Take(Find(*root, {"gpu_speed", "zero_copy_loaded_bytes_per_second"}), &rates.zero_copy);
   Take(Find(*root, {"gpu_speed", "memory_bytes_per_second"}), &rates.vram);
   Take(Find(*root, {"gpu_speed", "handshake_seconds"}), &rates.handshake_seconds);
   return rates;
@@ -89,6 +99,15 @@ MachineRates ThisMachinesRates() {
   const auto file = MachineFile();
   if (!file) return {};
   return ReadMachineRates(*file).value_or(MachineRates{});
+}
+
+void KeepWhatWasMeasured(const std::filesystem::path& file, json::object* findings) {
+  if (findings->contains("gpu_speed")) return;
+  const auto text = ReadFile(file, kMaxFileBytes);
+  if (!text.ok()) return;
+  const auto former = ParseJson(*text);
+  if (!former.ok()) return;
+  if (const json::value* speed = Find(*former, {"gpu_speed"})) (*findings)["gpu_speed"] = *speed;
 }
 
 }  // namespace hearth

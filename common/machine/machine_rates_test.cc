@@ -42,6 +42,7 @@ TEST_F(MachineRatesTest, TakesTheFastestReadingAndTheGpus) {
                     "handshake_seconds": 3.4e-6}})"));
   EXPECT_EQ(rates.ram, 81e9);
   EXPECT_EQ(rates.pcie, 52e9);
+  EXPECT_EQ(rates.zero_copy, 52e9) << "a file of the time before it was measured";
   EXPECT_EQ(rates.vram, 3.1e12);
   EXPECT_EQ(rates.handshake_seconds, 3.4e-6);
   EXPECT_EQ(rates.source, file_.string());
@@ -66,13 +67,44 @@ TEST_F(MachineRatesTest, WhatWasNotMeasuredKeepsItsDefault) {
 }
 
 TEST_F(MachineRatesTest, GpusRatesAreReadAsTheyAreWritten) {
-  const GpuRates gpu{
-      .pcie_bytes_per_second = 5e10, .memory_bytes_per_second = 0, .handshake_seconds = 4e-6};
+  const GpuRates gpu{.copy = {.alone = 5e10, .loaded = 4e10, .ram_meanwhile = 9e10},
+                     .zero_copy = {.alone = 4.5e10, .loaded = 3e10, .ram_meanwhile = 9e10},
+                     .memory_bytes_per_second = 0,
+                     .handshake_seconds = 4e-6};
+  const json::object object = ToJson(gpu);
+  EXPECT_EQ(object.size(), 7u) << SerializeJson(object);
+  ASSERT_OK_AND_ASSIGN(const MachineRates rates,
+                       Read(SerializeJson(json::object{{"gpu_speed", object}})));
+  EXPECT_EQ(rates.pcie, 4e10) << "copies go on while the CPU reads";
+  EXPECT_EQ(rates.zero_copy, 3e10);
+  EXPECT_EQ(rates.handshake_seconds, 4e-6);
+  EXPECT_EQ(rates.vram, MachineRates{}.vram);
+}
+
+TEST_F(MachineRatesTest, WhatWasMeasuredAloneCountsWhereNothingElseWas) {
+  const GpuRates gpu{.copy = {.alone = 5e10}, .zero_copy = {.alone = 4e10}};
   ASSERT_OK_AND_ASSIGN(const MachineRates rates,
                        Read(SerializeJson(json::object{{"gpu_speed", ToJson(gpu)}})));
   EXPECT_EQ(rates.pcie, 5e10);
-  EXPECT_EQ(rates.handshake_seconds, 4e-6);
-  EXPECT_EQ(rates.vram, MachineRates{}.vram);
+  EXPECT_EQ(rates.zero_copy, 4e10);
+}
+
+TEST_F(MachineRatesTest, FormerMeasurementsOfTheGpuAreKeptUntilThereAreNewOnes) {
+  const json::object former = {{"gpu_speed", {{"pcie_bytes_per_second", 5e10}}}, {"speed", 1}};
+  ASSERT_OK(WriteFileAtomically(file_, SerializeJson(former)));
+  json::object findings = {{"cuda", false}};
+  KeepWhatWasMeasured(file_, &findings);
+  EXPECT_EQ(findings, (json::object{{"cuda", false}, {"gpu_speed", former.at("gpu_speed")}}));
+  const json::object measured = {{"gpu_speed", {{"handshake_seconds", 1e-6}}}};
+  findings = measured;
+  KeepWhatWasMeasured(file_, &findings);
+  EXPECT_EQ(findings, measured);
+  for (const char* text : {"", "[]", R"({"speed": 1})"}) {
+    ASSERT_OK(WriteFileAtomically(file_, text));
+    findings = {};
+    KeepWhatWasMeasured(file_, &findings);
+    EXPECT_TRUE(findings.empty()) << text;
+  }
 }
 
 TEST_F(MachineRatesTest, FileLiesInTheUsersCache) {

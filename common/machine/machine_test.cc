@@ -2,6 +2,7 @@
 
 #include "common/machine/machine_info.h"
 #include "common/machine/machine_speed.h"
+#include "common/machine/ram_readers.h"
 #include "common/machine/statistics.h"
 #include "common/testing/status_matchers.h"
 
@@ -81,6 +82,20 @@ TEST(MachineInfo, SaysWhatThisIs) {
   EXPECT_GT(object.at("memory_bytes").to_number<double>(), 1e8);
   EXPECT_THAT(std::string(object.at("kernel").as_string()), HasSubstr("Linux"));
   EXPECT_FALSE(ThisBuild().commit.empty());
+}
+
+TEST(RamReaders, ReadUntilTheyAreEnded) {
+  ASSERT_OK_AND_ASSIGN(auto readers, RamReaders::Start(2, 8 << 20));
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  double rate = 0;
+  while (rate < 1e7 && std::chrono::steady_clock::now() < deadline) rate = readers->TakeRate();
+  EXPECT_GE(rate, 1e7);
+  EXPECT_LT(rate, 1e13);
+  readers.reset();  // joins
+}
+
+TEST(RamReaders, MemoryThatIsNotThereIsAnError) {
+  EXPECT_FALSE(RamReaders::Start(1, uint64_t{1} << 50).ok());
 }
 
 }  // namespace

@@ -1,9 +1,14 @@
 #include "services/gpu-worker/experts/cache_policy.h"
 
+#include <unistd.h>
+
+#include <filesystem>
 #include <random>
 #include <set>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "common/base/file.h"
 #include "common/testing/status_matchers.h"
 #include "services/gpu-worker/experts/admission_cost.h"
 #include "services/gpu-worker/experts/admission_review.h"
@@ -84,6 +89,21 @@ TEST(AdmissionCost, LinkBoundsTheCopiesOfAStep) {
   EXPECT_EQ(AdmissionsPerStep(rates, 1'625'000, 5e-3), 153);
   EXPECT_EQ(AdmissionsPerStep(rates, 1'625'000, 1e-6), 0);
   EXPECT_EQ(AdmissionsPerStep(rates, 0, 1e9), 1'000'000);
+}
+
+TEST(AdmissionCost, FollowsWhatDoctorMeasured) {
+  const GpuRates gpu{.copy = {.alone = 50e9, .loaded = 25e9}, .memory_bytes_per_second = 400e9};
+  const json::object findings = {
+      {"speed", {{"read_bandwidth", {{{"bytes_per_second", {{"median", 100e9}}}}}}}},
+      {"gpu_speed", ToJson(gpu)}};
+  const std::filesystem::path file =
+      std::filesystem::path(::testing::TempDir()) / absl::StrCat("hearth-policy-", ::getpid());
+  ASSERT_OK(WriteFileAtomically(file, SerializeJson(findings)));
+  const auto rates = ReadMachineRates(file);
+  std::filesystem::remove(file);
+  ASSERT_OK(rates);
+  EXPECT_EQ(AdmissionsPerStep(*rates, 1'000'000, 4e-3), 100) << "beside a CPU that reads";
+  EXPECT_NEAR(AdmissionCost(*rates), kSelectionMargin / 0.75, 1e-9);
 }
 
 TEST_F(PolicyTest, RecencyEvictsTheLeastRecentlyUsed) {

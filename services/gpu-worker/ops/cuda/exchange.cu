@@ -1,4 +1,5 @@
 #include "services/gpu-worker/ops/cuda/exchange.h"
+#include "services/gpu-worker/ops/cuda/host_flags.cuh"
 #include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/router.cuh"
 
@@ -8,20 +9,6 @@ namespace {
 constexpr int kThreads = 256;
 enum Counter { kTicket, kMisses, kHeartbeat, kStepsDone, kTimedOut };
 static_assert(kTimedOut == kTimedOutCounter && kTimedOut + 1 == kExchangeCounters);
-
-__device__ void StoreRelease(uint32_t* at, uint32_t value) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
-}
-__device__ uint32_t LoadAcquire(const uint32_t* at) {
-  uint32_t value;
-  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
-  return value;
-}
-__device__ uint64_t Nanoseconds() {
-  uint64_t value;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(value));
-  return value;
-}
 
 // Sends the rows and a ticket where there were misses: the block together, after a barrier.
 __device__ void Ask(const DispatchShape& shape, const Exchange& exchange, const float* h,
