@@ -108,7 +108,7 @@ absl::Status LoadAndServe(const CommandLine& line, Events& events, ServingState&
                     {"threads", line.n_threads},
                     {"backend", model->served.info.backend()}});
 
-  const absl::Status why = events.WaitForEnd();
+  absl::Status why = events.WaitForEnd();
   LogInfo("stopping", {{"reason", why.ok() ? "signal" : "failure"}});
   state.Set(v1::WORKER_STATE_DRAINING, "stopping", 1);
   const auto grace = std::chrono::milliseconds(static_cast<int64_t>(line.grace_seconds * 1000));
@@ -141,7 +141,7 @@ absl::Status Run(const CommandLine& line, Events& events) {
     LogInfo("metrics are served", {{"port", metrics_server->port()}});
   }
   LogInfo("serving", {{"listen", line.listen}, {"model", line.model.string()}});
-  const absl::Status status = LoadAndServe(line, events, state, metrics, *server, model);
+  absl::Status status = LoadAndServe(line, events, state, metrics, *server, model);
   if (!status.ok()) {
     state.Set(v1::WORKER_STATE_FAILED, "failed", 0);
     if (model != nullptr && model->scheduler != nullptr) model->scheduler->Stop();

@@ -63,7 +63,7 @@ void Readiness::StartProbe(const ServedModel& model) {
     }
   });
   *holder = stream;
-  const absl::Status submitted = model.scheduler->Submit(std::move(request), std::move(stream));
+  const absl::Status submitted = model.scheduler->Submit(std::move(request), stream);
   if (submitted.ok()) return;
   probe_->last_ok = false;
   probe_->in_flight = false;

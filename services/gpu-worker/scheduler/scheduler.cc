@@ -65,7 +65,8 @@ Scheduler::Scheduler(Engine& engine, const Tokenizer& tokenizer, const Scheduler
 
 Scheduler::~Scheduler() { Stop(); }
 
-absl::Status Scheduler::Submit(GenerationRequest request, std::shared_ptr<OutputStream> output) {
+absl::Status Scheduler::Submit(GenerationRequest request,
+                               const std::shared_ptr<OutputStream>& output) {
   const auto n_prompt = static_cast<int64_t>(request.prompt.size());
   if (n_prompt + 1 > max_request_tokens_) {
     observer_.OnRefused(absl::StatusCode::kOutOfRange);

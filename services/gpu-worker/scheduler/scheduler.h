@@ -50,7 +50,7 @@ class Scheduler {
   // Thread-safe and quick. ResourceExhausted when the queue is full, Unavailable when draining or
   // when a device failed, InvalidArgument for a prompt that can never fit. On an error the stream
   // gets no event.
-  absl::Status Submit(GenerationRequest request, std::shared_ptr<OutputStream> output);
+  absl::Status Submit(GenerationRequest request, const std::shared_ptr<OutputStream>& output);
 
   // Longest prompt + output: the context, or what all KV pages together hold if that is less.
   int64_t max_request_tokens() const { return max_request_tokens_; }

@@ -90,6 +90,7 @@ class SchedulerTest : public ::testing::Test {
 TEST_F(SchedulerTest, EightClientsGetTheTextThatEachGetsAlone) {
   Start();
   std::vector<std::thread> threads;
+  threads.reserve(8);
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([&, i] {
       GenerationRequest request = Greedy(3 + 5 * i, 40, i);

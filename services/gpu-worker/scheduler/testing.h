@@ -44,13 +44,15 @@ class FakeTokenizer final : public Tokenizer {
     return text;
   }
   std::string_view TokenBytes(int32_t id) const override {
-    static constexpr std::string_view kLetters = "abcdefghijklmnopqrstuvwxyz";
     if (id < 1 || id >= kVocab) return "";
     return id <= 26 ? kLetters.substr(static_cast<size_t>(id) - 1, 1) : " ";
   }
   bool IsSpecial(int32_t id) const override { return id == kEos; }
   std::optional<int32_t> TokenId(std::string_view) const override { return std::nullopt; }
   int32_t vocab_size() const override { return kVocab; }
+
+ private:
+  static constexpr std::string_view kLetters = "abcdefghijklmnopqrstuvwxyz";
 };
 
 // Logits that depend on every token before: a lost, doubled or reordered token changes all that
@@ -323,8 +325,9 @@ struct Received {
   }
   bool TakeOne(OutputStream& stream) {
     auto event = stream.Pop();
-    if (event.has_value()) Take(*std::move(event));
-    return event.has_value();
+    const bool is_there = event.has_value();
+    if (is_there) Take(*std::move(event));
+    return is_there;
   }
   void TakeAll(OutputStream& stream) {
     while (TakeOne(stream)) {
