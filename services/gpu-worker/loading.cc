@@ -14,6 +14,7 @@
 #include "common/base/status_macros.h"
 #include "common/checkpoint/expert_layers.h"
 #include "common/experts/memory_room.h"
+#include "common/machine/machine_rates.h"
 #include "common/synthetic/byte_tokenizer.h"
 #include "common/synthetic/model_spec.h"
 #include "common/synthetic/synthetic_checkpoint.h"
@@ -134,6 +135,16 @@ absl::Status WarmUp(Scheduler& scheduler) {
   }
 }
 
+void LogRates(const MachineRates& rates) {
+  const auto megabytes = [](double bytes) { return static_cast<int64_t>(bytes / 1e6); };
+  LogInfo("rates that copies of experts are planned with; hearth doctor measures this machine's",
+          {{"from", rates.source},
+           {"ram_mb_per_second", megabytes(rates.ram)},
+           {"pcie_mb_per_second", megabytes(rates.pcie)},
+           {"zero_copy_mb_per_second", megabytes(rates.zero_copy)},
+           {"vram_mb_per_second", megabytes(rates.vram)}});
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
@@ -179,6 +190,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
   if (const std::string table = model->engine->memory_table(); !table.empty()) {
     LogInfo("VRAM is laid out:\n" + table);
   }
+  if (is_cuda) LogRates(ThisMachinesRates());
   if (const auto memory = model->engine->dense_memory(); memory.bytes > 0) {
     LogInfo("dense weights are in memory",
             {{"bytes", memory.bytes}, {"huge_page_bytes", memory.huge_page_bytes}});
