@@ -11,6 +11,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr uint32_t kQuestions = 100;
+
 class LinkProbe : public CudaTest {
  protected:
   void SetUp() override {
@@ -47,7 +49,6 @@ TEST_F(LinkProbe, EveryWordIsReadOnceWhereverItLies) {
 }
 
 TEST_F(LinkProbe, EachQuestionWaitsForItsAnswer) {
-  constexpr uint32_t kQuestions = 100;
   Pinned<PingFlags> flags(1);
   std::atomic_ref asked(flags.data()->asked), answered(flags.data()->answered);
   const auto deadline = Clock::now() + std::chrono::seconds(10);
