@@ -1,6 +1,7 @@
 #include "bench/ops_cases.h"
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <random>
 #include <utility>
@@ -139,6 +140,40 @@ OpCase ExpertsCase(const std::shared_ptr<Shared>& shared, int n_rows) {
           .run = run};
 }
 
+// What a GPU asks for in a decode step: a few experts of one row, and then nothing for a while.
+OpCase MissesCase(const std::shared_ptr<Shared>& shared, int n_experts,
+                  std::chrono::microseconds pause) {
+  auto h = std::make_shared<std::vector<float>>(Random(kWidth));
+  auto out = std::make_shared<std::vector<float>>(h->size());
+  auto choice = std::make_shared<worker::RouterChoice>();
+  auto random = std::make_shared<std::mt19937>(3);
+  const auto run = [=] {
+    choice->ids.clear();
+    choice->weights.assign(static_cast<size_t>(n_experts), 0.1f);
+    std::vector<worker::ExpertWork> work(static_cast<size_t>(n_experts));
+    for (int32_t place = 0; place < n_experts; ++place) {
+      auto& item = work[static_cast<size_t>(place)];
+      item.expert = shared->experts[(*random)() % 512];
+      item.rows = {0};
+      item.places = {place};
+      choice->ids.push_back(place);
+    }
+    shared->ops.Experts(1, kWidth, n_experts, h->data(), work, *choice, out->data());
+  };
+  const ExpertRef& one = shared->experts.front();
+  return {.op = "misses nf4",
+          .shape = absl::StrCat(n_experts, " of 512 x 1, after ", pause.count(), " us"),
+          .bytes = n_experts * (Bytes(one.gate) + Bytes(one.up) + Bytes(one.down)),
+          .products = 3.0 * kWidth * kInner * n_experts,
+          .is_integer = true,
+          .run = run,
+          .prepare = [pause] {
+            const auto end = std::chrono::steady_clock::now() + pause;
+            while (std::chrono::steady_clock::now() < end) {
+            }
+          }};
+}
+
 OpCase DeltaCase(const std::shared_ptr<Shared>& shared, int n_rows) {
   const worker::DeltaShape shape{
       .key_heads = 16, .value_heads = 32, .key_dim = 128, .value_dim = 128};
@@ -232,6 +267,11 @@ std::vector<OpCase> MakeOpCases(worker::Parallel& parallel, const worker::Kernel
   const auto shared = std::make_shared<Shared>(parallel, kernels);
   std::vector<OpCase> cases;
   for (const int n : {1, 2, 4, 8, 128, 512}) cases.push_back(ExpertsCase(shared, n));
+  for (const int n : {1, 2, 3, 4, 8}) {
+    for (const int pause : {0, 60}) {
+      cases.push_back(MissesCase(shared, n, std::chrono::microseconds(pause)));
+    }
+  }
   for (const int n : {1, 8, 128, 512}) {
     cases.push_back(LinearCase(shared, WeightKind::kTiled4, 12288, n));
   }

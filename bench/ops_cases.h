@@ -18,6 +18,7 @@ struct OpCase {
   double products = 0;      // multiplications (with their addition) of one run
   bool is_integer = false;  // products of int8, else of float32
   std::function<void()> run;
+  std::function<void()> prepare = {};  // before each run, not timed; may be empty
 };
 
 // The shapes of Qwen3-Next-80B-A3B. Weights are many enough that no run finds its own in a cache.

@@ -26,6 +26,7 @@ std::vector<double> Time(const OpCase& one) {
   std::vector<double> seconds;
   const auto end = Clock::now() + std::chrono::duration<double>(kSecondsACase);
   while ((Clock::now() < end || seconds.size() < kMinRuns) && seconds.size() < kMaxRuns) {
+    if (one.prepare) one.prepare();
     const auto begin = Clock::now();
     one.run();
     seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
@@ -85,17 +86,19 @@ json::object Measure(const OpCase& one, const Peaks& peaks, int n_threads) {
 
 int Main(int argc, char** argv) {
   const int n_threads = argc > 1 ? std::max(1, std::atoi(argv[1])) : UsableCores();
-  const std::string isa = argc > 2 ? argv[2] : "";
+  const std::string isa = argc > 2 && std::string_view(argv[2]) != "best" ? argv[2] : "";
   const worker::Kernels* kernels = worker::FindKernels(isa);
   if (kernels == nullptr) {
-    std::fprintf(stderr, "usage: hearth-bench-ops [THREADS [ISA]]; this CPU cannot run '%s'\n",
+    std::fprintf(stderr, "usage: hearth-bench-ops [THREADS [ISA [OP]]]; this CPU cannot run '%s'\n",
                  isa.c_str());
     return 2;
   }
   worker::Parallel parallel({.n_threads = n_threads, .spin_microseconds = 200, .pin = true});
   const Peaks peaks = MeasurePeaks(n_threads, kernels->name);
   json::array results;
+  const std::string_view only = argc > 3 ? argv[3] : "";
   for (const OpCase& one : MakeOpCases(parallel, *kernels)) {
+    if (one.op.find(only) == std::string::npos) continue;
     results.push_back(Measure(one, peaks, n_threads));
   }
   const json::object all = {

@@ -13,7 +13,7 @@ struct BackendFlags {
   std::string backend = "cpu", policy;
   uint64_t vram = 0;
   int64_t slots = -1;
-  std::string kv_type = "bf16";
+  std::string kv_type = "bf16", zero_copy = "on";
 
   bool is_cuda() const { return backend == "cuda"; }
   void Apply(worker::EngineOptions* options) const {
@@ -21,6 +21,7 @@ struct BackendFlags {
     options->vram_bytes = vram;
     options->expert_slots = slots;
     options->cache_policy = policy;
+    options->zero_copy = zero_copy == "on";
     options->int8_kv = kv_type == "int8";
   }
 };
@@ -40,6 +41,11 @@ inline void AddBackendFlags(CLI::App& command, BackendFlags* flags) {
   command
       .add_option("--kv-type", flags->kv_type, "Keys and values of the CUDA backend: bf16, int8")
       ->check(CLI::IsMember({"bf16", "int8"}))
+      ->capture_default_str();
+  command
+      .add_option("--zero-copy", flags->zero_copy,
+                  "Whether the GPU reads missed experts over PCIe beside the CPU: on, off")
+      ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   command.add_option("--cache-policy", flags->policy, "Which experts stay in VRAM")
       ->check(CLI::IsMember({"lru", "prompt", "predictive", "recency"}));

@@ -20,6 +20,10 @@ double BandwidthShare(const BenchmarkReport& report, const BenchmarkResult& resu
          report.read_bandwidth.median;
 }
 
+json::object LineJson(const Line& line) {
+  return {{"start", line.start}, {"an_expert", line.slope}};
+}
+
 json::object ResultJson(const BenchmarkReport& report, const BenchmarkResult& result) {
   const std::string_view kind = KindName(result.test.kind);
   json::object object = {{"test", json::string(kind.data(), kind.size())},
@@ -36,7 +40,12 @@ json::object ResultJson(const BenchmarkReport& report, const BenchmarkResult& re
   if (result.has_tiers) {
     object["tiers"] = {{"hit_rate", result.hit_rate},
                        {"pcie_bytes_per_step", result.pcie_bytes_per_step},
-                       {"cpu_seconds_per_step", result.cpu_seconds_per_step}};
+                       {"in_place_bytes_per_step", result.in_place_bytes_per_step},
+                       {"cpu_bytes_per_step", result.cpu_bytes_per_step},
+                       {"cpu_seconds_per_step", result.cpu_seconds_per_step},
+                       {"awaited_seconds_per_step", result.awaited_seconds_per_step},
+                       {"layer_seconds_gpu", LineJson(result.miss_costs.gpu)},
+                       {"layer_seconds_cpu", LineJson(result.miss_costs.cpu)}};
   }
   if (!result.first_token_seconds.empty()) {
     object["time_to_first_token_seconds"] = ToJson(Summarise(result.first_token_seconds));
@@ -67,9 +76,13 @@ std::string ResultLine(const BenchmarkReport& report, const BenchmarkResult& res
   absl::StrAppendFormat(&line, "%9.1f %6.1f %7.1f\n", result.bytes_per_token / 1e6,
                         100 * BandwidthShare(report, result), result.experts_per_step);
   if (result.has_tiers) {
-    absl::StrAppendFormat(&line, "%20s %.1f %% hits, a step: %.1f MB over PCIe, %.2f ms of CPU\n",
-                          "", 100 * result.hit_rate, result.pcie_bytes_per_step / 1e6,
-                          1000 * result.cpu_seconds_per_step);
+    absl::StrAppendFormat(
+        &line, "%20s %.1f %% hits, a step: %.1f MB copied, %.1f read over PCIe, %.1f by the CPU\n",
+        "", 100 * result.hit_rate, result.pcie_bytes_per_step / 1e6,
+        result.in_place_bytes_per_step / 1e6, result.cpu_bytes_per_step / 1e6);
+    absl::StrAppendFormat(&line, "%20s in %.2f ms, of which the GPU waited %.2f\n", "",
+                          1000 * result.cpu_seconds_per_step,
+                          1000 * result.awaited_seconds_per_step);
   }
   return line;
 }

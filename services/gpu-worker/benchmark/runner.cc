@@ -185,7 +185,8 @@ class Repetition {
 
 // What the tiers did since the start.
 struct TierSums {
-  double hits = 0, misses = 0, pcie_bytes = 0, cpu_seconds = 0;
+  double hits = 0, misses = 0;
+  TierWork work;
 };
 TierSums SumsOf(Engine& engine) {
   TierSums sums;
@@ -195,8 +196,7 @@ TierSums SumsOf(Engine& engine) {
     sums.hits += static_cast<double>(layer.hits);
     sums.misses += static_cast<double>(layer.misses);
   }
-  sums.pcie_bytes = static_cast<double>(statistics.pcie_bytes);
-  sums.cpu_seconds = statistics.cpu_seconds;
+  sums.work = statistics.work;
   return sums;
 }
 
@@ -207,8 +207,16 @@ void AddTiers(Engine& engine, const TierSums& before, BenchmarkResult* result) {
   const auto steps = static_cast<double>(std::max<size_t>(
       1, std::max(result->between_token_seconds.size(), result->first_token_seconds.size())));
   result->hit_rate = uses == 0 ? 0 : (now.hits - before.hits) / uses;
-  result->pcie_bytes_per_step = (now.pcie_bytes - before.pcie_bytes) / steps;
-  result->cpu_seconds_per_step = (now.cpu_seconds - before.cpu_seconds) / steps;
+  const auto bytes = [&](uint64_t TierWork::* part) {
+    return static_cast<double>(now.work.*part - before.work.*part) / steps;
+  };
+  result->pcie_bytes_per_step = bytes(&TierWork::pcie_bytes);
+  result->in_place_bytes_per_step = bytes(&TierWork::in_place_bytes);
+  result->cpu_bytes_per_step = bytes(&TierWork::cpu_bytes);
+  result->cpu_seconds_per_step = (now.work.cpu_seconds - before.work.cpu_seconds) / steps;
+  result->awaited_seconds_per_step =
+      (now.work.awaited_seconds - before.work.awaited_seconds) / steps;
+  result->miss_costs = now.work.costs;
 }
 
 int LayersWithExperts(const ModelConfig& config) {

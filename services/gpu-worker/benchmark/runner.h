@@ -10,6 +10,7 @@
 #include "services/gpu-worker/benchmark/test_list.h"
 #include "services/gpu-worker/benchmark/traffic.h"
 #include "services/gpu-worker/engine/engine.h"
+#include "services/gpu-worker/experts/miss_division.h"
 
 namespace hearth::worker {
 
@@ -55,7 +56,9 @@ struct BenchmarkResult {
   // Of an engine with an expert cache, a step of the repetitions: its uses that were hits, bytes
   // copied over PCIe, and the time that CPU threads computed experts.
   bool has_tiers = false;
-  double hit_rate = 0, pcie_bytes_per_step = 0, cpu_seconds_per_step = 0;
+  double hit_rate = 0, pcie_bytes_per_step = 0, in_place_bytes_per_step = 0;
+  double cpu_bytes_per_step = 0, cpu_seconds_per_step = 0, awaited_seconds_per_step = 0;
+  MissCosts miss_costs;  // at the end
 };
 
 // Runs a test once to warm up (a decode test at most 8 tokens) and then `repetitions` times. Token

@@ -103,6 +103,9 @@ struct EngineOptions {
   std::string cache_policy = {};
   // How long a step waits for the CPU's experts before it fails (Internal).
   std::chrono::nanoseconds expert_wait = std::chrono::seconds(20);
+  // The GPU reads some of the experts that a decode step misses in VRAM over PCIe where they lie,
+  // while the CPU computes the others.
+  bool zero_copy = true;
   bool int8_kv = false;  // keys and values in 8 bits instead of bf16
 };
 

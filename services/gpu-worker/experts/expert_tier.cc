@@ -53,14 +53,11 @@ std::vector<ExpertUses> TierBoard::TakeUses() {
   return std::exchange(uses_, {});
 }
 
-void TierBoard::Sync(ExpertCache* cache, uint64_t pcie_bytes, uint64_t cpu_bytes,
-                     double cpu_seconds) {
+void TierBoard::Sync(ExpertCache* cache, const TierWork& work) {
   const std::lock_guard lock(mutex_);
   if (asked_for_ != nullptr) cache->SetPolicy(std::move(asked_for_), options_.half_life_steps);
   cache->CopyStatistics(&shown_.cache);
-  shown_.pcie_bytes = pcie_bytes;
-  shown_.cpu_bytes = cpu_bytes;
-  shown_.cpu_seconds = cpu_seconds;
+  shown_.work = work;
   if (!wants_uses_) return;
   wants_uses_ = false;
   uses_ = cache->TakeUses();

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "services/gpu-worker/experts/expert_cache.h"
+#include "services/gpu-worker/experts/miss_division.h"
 
 namespace hearth::worker {
 
@@ -20,12 +21,20 @@ struct TierPart {
   uint64_t bytes = 0;
 };
 
+// What experts have cost since the start.
+struct TierWork {
+  uint64_t pcie_bytes = 0;      // copied to the device
+  uint64_t in_place_bytes = 0;  // read by the device where they lie in RAM
+  uint64_t cpu_bytes = 0;       // computed by CPU threads
+  double cpu_seconds = 0;       // that these took
+  double awaited_seconds = 0;   // that the device waited for them, in decode steps
+  MissCosts costs = {};         // by which a step's misses are divided now
+};
+
 struct TierStatistics {
   CacheStatistics cache;
   uint64_t slot_bytes = 0;  // of one expert
-  uint64_t pcie_bytes = 0;  // of experts copied to the device, since the start
-  uint64_t cpu_bytes = 0;   // of experts that CPU threads computed from RAM, since the start
-  double cpu_seconds = 0;   // that they took
+  TierWork work;
   std::vector<TierPart> parts;
 };
 
@@ -60,8 +69,8 @@ class TierBoard final : public ExpertTier {
   void AwaitProfile();
 
   // Engine's thread, after each step: gives the cache the policy that was asked for and shows its
-  // state. Bytes and seconds are since the start.
-  void Sync(ExpertCache* cache, uint64_t pcie_bytes, uint64_t cpu_bytes, double cpu_seconds = 0);
+  // state.
+  void Sync(ExpertCache* cache, const TierWork& work);
 
  private:
   const CacheShape shape_;

@@ -34,8 +34,8 @@ v1::ExpertCacheStatus ToProto(const TierStatistics& statistics) {
     layer->set_admissions(cache.layers[i].admissions);
     layer->set_evictions(cache.layers[i].evictions);
   }
-  status.set_pcie_bytes(statistics.pcie_bytes);
-  status.set_cpu_bytes(statistics.cpu_bytes);
+  status.set_pcie_bytes(statistics.work.pcie_bytes);
+  status.set_cpu_bytes(statistics.work.cpu_bytes);
   status.set_abandoned(cache.abandoned);
   status.set_candidates_not_worth(cache.candidates_not_worth);
   status.set_candidates_dropped(cache.candidates_dropped);

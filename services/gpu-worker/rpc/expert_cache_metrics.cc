@@ -69,13 +69,13 @@ void ExpertCacheMetrics::Refresh(const ExpertTier* tier, const AttachedExperts& 
   } else {
     statistics.cache.policy = "none";
     statistics.cache.layers.resize(experts.UsesByLayer().size());
-    statistics.cpu_bytes = BytesOfUses(experts);
+    statistics.work.cpu_bytes = BytesOfUses(experts);
   }
   const CacheStatistics& cache = statistics.cache;
   ShowLayers(cache.layers);
   ShowPolicy(std::string(cache.policy));
-  RaiseTo(bytes_.Add({{"path", "pcie"}}), statistics.pcie_bytes);
-  RaiseTo(bytes_.Add({{"path", "cpu"}}), statistics.cpu_bytes);
+  RaiseTo(bytes_.Add({{"path", "pcie"}}), statistics.work.pcie_bytes);
+  RaiseTo(bytes_.Add({{"path", "cpu"}}), statistics.work.cpu_bytes);
   slots_.Add({{"state", "free"}}).Set(cache.slots_free);
   slots_.Add({{"state", "loading"}}).Set(cache.slots_loading);
   slots_.Add({{"state", "resident"}}).Set(cache.slots_resident);

@@ -207,7 +207,7 @@ TEST_F(ServiceTest, ExpertCacheIsShownAndItsPolicyChanged) {
   (*cache)->RecordStep(uses);
   (*cache)->Publish((*cache)->PlanAdmissions(1)[0]);
   (*cache)->RecordStep(uses);
-  board.Sync(cache->get(), 1000, 3000);
+  board.Sync(cache->get(), {.pcie_bytes = 1000, .cpu_bytes = 3000});
   model_.expert_tier = &board;
   Serve();
   const auto change = [&](const std::string& policy) {
@@ -243,7 +243,7 @@ TEST_F(ServiceTest, ExpertCacheIsShownAndItsPolicyChanged) {
   EXPECT_THAT(change("profile"),
               IsStatus(absl::StatusCode::kFailedPrecondition, HasSubstr("counts")));
   ASSERT_OK(change("prompt"));
-  board.Sync(cache->get(), 0, 0);  // the next step
+  board.Sync(cache->get(), {});  // the next step
   EXPECT_EQ(show().policy(), "prompt");
 }
 

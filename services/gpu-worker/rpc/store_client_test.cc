@@ -189,12 +189,12 @@ TEST_F(StoreClientTest, TierReportsItsUsesAndGetsTheStoresProfile) {
   const ExpertUse use[] = {{2, 1, 7}};
   cache->RecordStep(use);
   ASSERT_TRUE(Eventually([&] {
-    board.Sync(cache.get(), 0, 0);
+    board.Sync(cache.get(), {});
     return store->n_uses == 7;
   }));
   EXPECT_TRUE(Eventually([&] { return store->n_profiles >= 3; }));  // it grows: asked for again
   ASSERT_OK(board.SetPolicy("profile"));
-  board.Sync(cache.get(), 0, 0);
+  board.Sync(cache.get(), {});
   const auto admissions = cache->PlanAdmissions(1);
   ASSERT_EQ(admissions.size(), 1u);
   EXPECT_EQ(admissions[0].layer, 1);

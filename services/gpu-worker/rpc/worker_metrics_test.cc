@@ -76,11 +76,11 @@ TEST_F(WorkerMetricsTest, ExpertCacheIsCountedByLayer) {
   (*cache)->RecordStep(uses);
   (*cache)->Publish((*cache)->PlanAdmissions(1)[0]);
   (*cache)->RecordStep(uses);
-  board.Sync(cache->get(), 1000, 3000);
+  board.Sync(cache->get(), {.pcie_bytes = 1000, .cpu_bytes = 3000});
   const AttachedExperts experts(2, 4);
   metrics_.Refresh(state_, &experts, &board);
   ASSERT_OK(board.SetPolicy("prompt"));
-  board.Sync(cache->get(), 1000, 3000);
+  board.Sync(cache->get(), {.pcie_bytes = 1000, .cpu_bytes = 3000});
   metrics_.Refresh(state_, &experts, &board);  // counts are not added twice
   const std::string text = RenderMetrics(*metrics_.registry());
   for (const char* line : {

@@ -35,7 +35,8 @@ CudaBackend::CudaBackend(const ModelConfig& config, const CudaBackendShape& shap
       misses_(*misses),
       routing_(routing),
       n_states_(static_cast<int>(
-          std::ranges::count(config.layers, MixerKind::kDeltaNet, &LayerConfig::mixer))) {}
+          std::ranges::count(config.layers, MixerKind::kDeltaNet, &LayerConfig::mixer))),
+      division_(ThisMachinesRates(), experts->layout().bytes) {}
 
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
     const ModelConfig& config, const CudaBackendShape& shape, const DeviceWeights* weights,
@@ -95,13 +96,15 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
   embedding_bits_ = weights.embedding_bits;
 
   const int64_t pointers = int64_t{n_states_} * kDecodeRows;
-  batch_bytes_ = rows * 12 + pointers * 16;
+  const int64_t n_divisions = int64_t{kDecodeRows} * c.experts_per_token + 1;
+  batch_bytes_ = rows * 12 + pointers * 16 + n_divisions * 2;
   HEARTH_RETURN_IF_ERROR(pinned_batch_.Allocate(static_cast<uint64_t>(batch_bytes_)));
   batch_memory_ = Take<std::byte>(batch_bytes_);
   positions_ = reinterpret_cast<int64_t*>(batch_memory_);
   histories_ = reinterpret_cast<float**>(positions_ + rows);
   states_ = histories_ + pointers;
   ids_ = reinterpret_cast<int32_t*>(states_ + pointers);
+  in_place_ = reinterpret_cast<uint16_t*>(ids_ + rows);
 
   const int64_t page_tokens = state_->shape().page_tokens;
   max_pages_ = (shape_.max_positions + page_tokens - 1) / page_tokens;
@@ -182,6 +185,10 @@ absl::Status CudaBackend::Begin(const Batch& batch) {
   auto* ids = reinterpret_cast<int32_t*>(states + int64_t{n_states_} * kDecodeRows);
   std::ranges::copy(batch.positions, positions);
   std::ranges::copy(batch.ids, ids);
+  if (is_decode()) {
+    division_.Plan({reinterpret_cast<uint16_t*>(ids + rows),
+                    static_cast<size_t>(rows_.total() * config_.experts_per_token + 1)});
+  }
   for (int s = 0; s < rows_.n_sequences; ++s) {
     const auto& sequence =
         static_cast<const CudaSequence&>(*batch.items[static_cast<size_t>(s)].sequence);
@@ -276,11 +283,14 @@ absl::Status CudaBackend::Finish(float* logits) {
     for (const int32_t row : batch_->logits_rows) {
       logits = std::copy_n(pinned_logits_.as<float>() + row * vocabulary, vocabulary, logits);
     }
+    awaited_seconds_ += misses_.step_times().awaited;
+    division_.Learn(misses_.step_times().kernels, misses_.TakeAnswerTimes());
     experts_.EndDecode(choices, rows_.total(), config_.experts_per_token);
     return absl::OkStatus();
   }
   logits = std::ranges::copy(logits_host_, logits).out;
   std::copy_n(pinned_logits_.as<float>(), pending_logits_, logits);
+  misses_.TakeAnswerTimes();  // of other sizes than a decode's
   experts_.EndPrompt(choices, rows_.total(), config_.experts_per_token, is_streaming());
   return absl::OkStatus();
 }

@@ -23,6 +23,7 @@
 #include "services/gpu-worker/engine/cuda/device_state.h"
 #include "services/gpu-worker/engine/cuda/device_weights.h"
 #include "services/gpu-worker/engine/cuda/miss_server.h"
+#include "services/gpu-worker/experts/miss_division.h"
 #include "services/gpu-worker/ops/cuda/decode_linear.h"
 #include "services/gpu-worker/ops/cuda/device.h"
 #include "services/gpu-worker/ops/cuda/linear.h"
@@ -81,6 +82,9 @@ class CudaBackend final : public Backend {
   // Positions that the captured attention can serve: a power of two above the batch's.
   int64_t position_bucket() const { return position_bucket_; }
   absl::Status error() const;
+  const MissDivision& division() const { return division_; }
+  // That decode steps waited for the CPU, since the start.
+  double awaited_seconds() const { return awaited_seconds_; }
 
  private:
   CudaBackend(const ModelConfig& config, const CudaBackendShape& shape,
@@ -118,6 +122,8 @@ class CudaBackend final : public Backend {
   MissServer& misses_;
   RoutingOverride* const routing_;
   const int n_states_;  // delta-net layers
+  MissDivision division_;
+  double awaited_seconds_ = 0;
 
   Stream stream_;
   Event dispatched_;
@@ -153,6 +159,7 @@ class CudaBackend final : public Backend {
   float** histories_ = nullptr;    // [delta layers, kDecodeRows]
   float** states_ = nullptr;       // [delta layers, kDecodeRows]
   int32_t* ids_ = nullptr;         // [max_rows]
+  uint16_t* in_place_ = nullptr;   // [kDecodeRows * top_k + 1]
   int32_t* page_table_ = nullptr;  // [kDecodeRows, max_pages]
   int64_t max_pages_ = 0;
   struct PageRow {

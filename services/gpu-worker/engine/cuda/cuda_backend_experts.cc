@@ -69,6 +69,8 @@ absl::Status CudaBackend::DecodeExperts(const Routing& routing, const SharedExpe
   const bool can_cache = experts_.layout().can_cache;
   const bool shares_slot = can_cache && levels.has_value() && weights_->shared_slots.size() > 0;
   const DecodeRouting decode{
+      .host_slots = levels.has_value() ? experts_.HostSlots(routing.layer) : nullptr,
+      .in_place = in_place_,
       .logits = routing.logits,
       .normalise = routing.normalise,
       .imposed = ImposedOf(routing),

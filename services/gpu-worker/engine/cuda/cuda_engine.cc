@@ -112,8 +112,9 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
                           .await_nanoseconds = static_cast<uint64_t>(options_.expert_wait.count())},
                          ops_.get(), parallel_.get(), experts));
   const bool by_profile = options_.cache_policy == "profile";  // there are no counts yet
-  HEARTH_ASSIGN_OR_RETURN(experts_, DeviceExperts::Create(config_, layout, experts, plan.n_slots,
-                                                          by_profile ? "" : options_.cache_policy));
+  HEARTH_ASSIGN_OR_RETURN(
+      experts_, DeviceExperts::Create(config_, layout, experts, plan.n_slots,
+                                      by_profile ? "" : options_.cache_policy, options_.zero_copy));
   HEARTH_ASSIGN_OR_RETURN(backend_,
                           CudaBackend::Create(config_, backend_shape, &device_weights_, state_,
                                               experts_.get(), misses_.get(), options_.routing));

@@ -170,8 +170,12 @@ absl::Status CudaEngine::RunGraph(const Batch& batch, float* logits) {
 void CudaEngine::EndStep() {
   ++steps_;
   const MissServer::Counts& counts = misses_->counts();
-  board_->Sync(&experts_->cache(), experts_->pcie_bytes(),
-               counts.experts * experts_->layout().bytes, counts.seconds);
+  board_->Sync(&experts_->cache(), {.pcie_bytes = experts_->pcie_bytes(),
+                                    .in_place_bytes = experts_->in_place_bytes(),
+                                    .cpu_bytes = counts.experts * experts_->layout().bytes,
+                                    .cpu_seconds = counts.seconds,
+                                    .awaited_seconds = backend_->awaited_seconds(),
+                                    .costs = backend_->division().costs()});
 }
 
 }  // namespace hearth::worker

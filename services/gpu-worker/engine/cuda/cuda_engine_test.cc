@@ -70,6 +70,28 @@ INSTANTIATE_TEST_SUITE_P(Models, AnySlots,
                            return name;
                          });
 
+// Without slots everything is missed: the CPU computes it, and the GPU reads its part from RAM.
+TEST_F(CudaEngineTest, MissesAreDividedBetweenTheCpuAndTheGpu) {
+  ASSERT_NO_FATAL_FAILURE(Open("tests/golden/tiny-b"));
+  CheckpointExperts plain(checkpoint_.get());
+  ASSERT_OK_AND_ASSIGN(const auto reference, Float32(*checkpoint_, &plain));
+  const auto prompt = Ids(20, 3);
+  ASSERT_OK_AND_ASSIGN(const Answer want, Continue(*reference, prompt, 40));
+  for (const bool zero_copy : {true, false}) {
+    const auto engine = Make({.expert_slots = 0, .zero_copy = zero_copy});
+    ASSERT_NE(engine, nullptr);
+    ASSERT_OK_AND_ASSIGN(const Answer got, Continue(*engine, prompt, 40, 4096, want.tokens));
+    EXPECT_LE(RelativeRms(got.logits, want.logits), kFastRms);
+    const TierStatistics statistics = engine->expert_tier()->Statistics();
+    EXPECT_EQ(statistics.work.in_place_bytes > 0, zero_copy);
+    EXPECT_GT(statistics.work.costs.gpu.slope, 0);
+    uint64_t misses = 0;
+    for (const LayerCounts& layer : statistics.cache.layers) misses += layer.misses;
+    EXPECT_EQ((statistics.work.in_place_bytes + statistics.work.cpu_bytes) / statistics.slot_bytes,
+              misses);
+  }
+}
+
 // Experts in bf16, which no kernel reads: all of them are the CPU's, for any number of rows.
 TEST_F(CudaEngineTest, ExpertsThatCannotBeCachedAreTheCpus) {
   ASSERT_NO_FATAL_FAILURE(Open("tests/golden/tiny-a-bf16"));
@@ -195,7 +217,7 @@ TEST_F(CudaEngineDemo, ALongPromptWithStreamedExpertsIsReadAsInSmallPieces) {
     const uint64_t before = engine->progress();
     ASSERT_OK_AND_ASSIGN(const Answer whole, Continue(*engine, prompt, 0));
     EXPECT_GE(engine->progress() - before, 8u) << "a layer at least is a sign of life";
-    const uint64_t streamed = engine->expert_tier()->Statistics().pcie_bytes;
+    const uint64_t streamed = engine->expert_tier()->Statistics().work.pcie_bytes;
     EXPECT_GT(streamed, 0u);
     ASSERT_OK_AND_ASSIGN(const Answer in_pieces, Continue(*engine, prompt, 3, 64, want.tokens));
     ASSERT_OK_AND_ASSIGN(const Answer in_one, Continue(*engine, prompt, 3, 4096, want.tokens));

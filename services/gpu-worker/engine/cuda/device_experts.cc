@@ -45,15 +45,13 @@ DeviceExperts::~DeviceExperts() {
 uint64_t DeviceExperts::ExtraBytes(const ModelConfig& config, const SlotLayout& layout) {
   const uint64_t n_keys =
       static_cast<uint64_t>(config.n_layers) * static_cast<uint64_t>(config.n_experts);
-  return n_keys * (sizeof(PrefillExpert) + sizeof(void*)) +
+  return n_keys * (sizeof(PrefillExpert) + 2 * sizeof(void*)) +
          (layout.can_cache ? layout.stride * kGroup * kBuffers : 0);
 }
 
-absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(const ModelConfig& config,
-                                                                     const SlotLayout& layout,
-                                                                     ExpertSource* experts,
-                                                                     int64_t n_slots,
-                                                                     std::string_view policy) {
+absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(
+    const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts, int64_t n_slots,
+    std::string_view policy, bool zero_copy) {
   auto made = std::unique_ptr<DeviceExperts>(new DeviceExperts(config, layout, experts));
   const auto n_keys = int64_t{config.n_layers} * config.n_experts;
   const auto stride = static_cast<int64_t>(layout.stride);
@@ -72,6 +70,11 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(const Model
   HEARTH_RETURN_IF_ERROR(CudaStatus(made->table_.Allocate(n_keys), "the experts' table"));
   HEARTH_RETURN_IF_ERROR(CudaStatus(
       cudaMemset(made->table_.data(), 0, static_cast<size_t>(made->table_.bytes())), "memset"));
+  if (zero_copy && layout.can_cache) {
+    HEARTH_RETURN_IF_ERROR(
+        CudaStatus(made->host_slots_.Allocate(n_keys), "the table of experts in RAM"));
+    HEARTH_RETURN_IF_ERROR(made->MapSegment());
+  }
   HEARTH_RETURN_IF_ERROR(CudaStatus(made->lists_.Allocate(n_keys), "the experts' lists"));
   made->host_table_.resize(static_cast<size_t>(n_keys));
   made->update_of_.assign(static_cast<size_t>(n_keys), -1);
@@ -124,8 +127,30 @@ absl::Status DeviceExperts::FollowSegment() {
   held_ = experts_.Hold();
   generation_ = generation;
   segment_.Register(experts_.Memory(), [this] { ++progress_; });
+  HEARTH_RETURN_IF_ERROR(MapSegment());
   Fill();
   return absl::OkStatus();
+}
+
+// Where the GPU finds the experts of the segment, if it can read it.
+absl::Status DeviceExperts::MapSegment() {
+  if (host_slots_.size() == 0) return absl::OkStatus();
+  std::vector<const uint8_t*> slots(static_cast<size_t>(host_slots_.size()));
+  int same_pointers = 0;
+  const bool is_mapped =
+      segment_.is_registered() &&
+      cudaDeviceGetAttribute(&same_pointers, cudaDevAttrCanUseHostPointerForRegisteredMem, 0) ==
+          cudaSuccess &&
+      same_pointers != 0;
+  for (size_t i = 0; is_mapped && i < slots.size(); ++i) {
+    const auto layer = static_cast<int>(i) / n_experts_;
+    if (!has_experts_[static_cast<size_t>(layer)]) continue;
+    const std::span<const std::byte> packed =
+        experts_.Packed(layer, static_cast<int>(i) % n_experts_);
+    if (Fits(packed)) slots[i] = reinterpret_cast<const uint8_t*>(packed.data());
+  }
+  return CudaStatus(host_slots_.CopyFrom(slots.data(), host_slots_.size()),
+                    "the table of experts in RAM");
 }
 
 // An empty slot helps nobody, and use will tell which are worth more.
@@ -207,31 +232,37 @@ absl::Status DeviceExperts::BeginStep(cudaStream_t stream) {
 const std::vector<ExpertUse>& DeviceExperts::UsesOf(std::span<const int32_t> choices, int n_rows,
                                                     int top_k) {
   uses_.clear();
+  in_place_.clear();
   const auto n_places = static_cast<size_t>(n_rows * top_k);
   for (int layer = 0; layer < n_layers_; ++layer) {
     if (!has_experts_[static_cast<size_t>(layer)]) continue;
     const auto chosen = choices.subspan(static_cast<size_t>(layer) * n_places, n_places);
-    for (const int32_t expert : chosen) {
-      if (expert >= 0) ++rows_of_[static_cast<size_t>(expert)];
+    for (const int32_t choice : chosen) {
+      if (choice >= 0) ++rows_of_[static_cast<size_t>(choice & ~kReadInPlace)];
     }
-    for (const int32_t expert : chosen) {
+    for (const int32_t choice : chosen) {
+      const int32_t expert = choice < 0 ? choice : choice & ~kReadInPlace;
       if (expert < 0 || rows_of_[static_cast<size_t>(expert)] == 0) continue;
       uses_.push_back({layer, expert, std::exchange(rows_of_[static_cast<size_t>(expert)], 0)});
+      if ((choice & kReadInPlace) != 0) in_place_.push_back(uses_.back());
     }
   }
   return uses_;
 }
 
-// The others were asked for by Get, which counts them.
-void DeviceExperts::CountCached(const std::vector<ExpertUse>& uses) {
-  for (const ExpertUse& use : uses) {
+// Those that UsesOf found and the GPU computed; the others were asked for by Get, which counts
+// them.
+void DeviceExperts::CountOnDevice() {
+  for (const ExpertUse& use : uses_) {
     if (cache_->SlotOf(use.layer, use.expert) >= 0) experts_.CountUse(use.layer, use.expert);
   }
+  for (const ExpertUse& use : in_place_) experts_.CountUse(use.layer, use.expert);
+  in_place_bytes_ += in_place_.size() * layout_.bytes;
 }
 
 void DeviceExperts::EndDecode(std::span<const int32_t> choices, int n_rows, int top_k) {
   const std::vector<ExpertUse>& uses = UsesOf(choices, n_rows, top_k);
-  CountCached(uses);
+  CountOnDevice();
   cache_->RecordStep(uses);
   Land(false);
   if (layout_.can_cache) Start(cache_->PlanAdmissions(admissions_a_step_));
@@ -243,7 +274,7 @@ void DeviceExperts::EndPrompt(std::span<const int32_t> choices, int n_rows, int 
   if (was_streamed) {
     for (const ExpertUse& use : uses) experts_.CountUse(use.layer, use.expert);
   } else {
-    CountCached(uses);
+    CountOnDevice();
   }
   cache_->RecordPrompt(uses, n_rows);
   Land(false);

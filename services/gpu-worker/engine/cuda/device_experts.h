@@ -32,11 +32,9 @@ PolicyOptions PolicyOfThisMachine();
 class DeviceExperts {
  public:
   // `n_slots` >= 0, plus what streaming needs. ResourceExhausted without the memory.
-  static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(const ModelConfig& config,
-                                                               const SlotLayout& layout,
-                                                               ExpertSource* experts,
-                                                               int64_t n_slots,
-                                                               std::string_view policy);
+  static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(
+      const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts, int64_t n_slots,
+      std::string_view policy, bool zero_copy);
   ~DeviceExperts();
 
   // Device bytes beyond the slots themselves: staging and tables.
@@ -58,6 +56,12 @@ class DeviceExperts {
   // [E] on the device.
   const uint8_t* const* Slots(int layer) const { return table_.data() + layer * n_experts_; }
 
+  // [E] on the device: where the layer's experts lie in host memory that the GPU can read; null
+  // where it can't. Null if the GPU is not to read them there.
+  const uint8_t* const* HostSlots(int layer) const {
+    return host_slots_.size() == 0 ? nullptr : host_slots_.data() + layer * n_experts_;
+  }
+
   // For a prefill: lists on the device of a layer's experts that are here, and streams of the
   // others. PrepareLists must come first, between BeginStep and the step's ops.
   absl::Status PrepareLists(bool stream_others, cudaStream_t stream);
@@ -72,7 +76,9 @@ class DeviceExperts {
 
   const SlotLayout& layout() const { return layout_; }
   ExpertCache& cache() { return *cache_; }
+  // Copied, and read in place.
   uint64_t pcie_bytes() const { return pcie_bytes_; }
+  uint64_t in_place_bytes() const { return in_place_bytes_; }
   // Grows while BeginStep takes a segment over, which takes seconds. Any thread.
   uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
 
@@ -93,12 +99,13 @@ class DeviceExperts {
   bool StartCopy(const Admission& admission);
   void ReleaseSegment();
   absl::Status FollowSegment();
+  absl::Status MapSegment();
   void Fill();
   void Land(bool wait);
   void Start(std::vector<Admission> admissions);
   cudaError_t CopyGroup(int layer, int first, int n, int buffer);
   const std::vector<ExpertUse>& UsesOf(std::span<const int32_t> choices, int n_rows, int top_k);
-  void CountCached(const std::vector<ExpertUse>& uses);
+  void CountOnDevice();
   void PlaceStreamed();
 
   const int n_layers_, n_experts_;
@@ -109,8 +116,9 @@ class DeviceExperts {
   std::unique_ptr<ExpertCache> cache_;
 
   DeviceBuffer<uint8_t> pool_, staging_;
-  DeviceBuffer<const uint8_t*> table_;      // [n_layers, E]
-  std::vector<const uint8_t*> host_table_;  // as table_ will be after the updates
+  DeviceBuffer<const uint8_t*> table_;       // [n_layers, E]
+  DeviceBuffer<const uint8_t*> host_slots_;  // [n_layers, E], or empty
+  std::vector<const uint8_t*> host_table_;   // as table_ will be after the updates
   std::vector<SlotUpdate> updates_;
   std::vector<int32_t> update_of_;  // [n_layers, E]: place in updates_; -1: none
   PinnedBuffer pinned_updates_;
@@ -127,10 +135,10 @@ class DeviceExperts {
   std::vector<ExpertUses> profile_;
   std::shared_ptr<const void> held_;  // the segment of generation_, which copies still read
   PinnedSegment segment_;
-  uint64_t pcie_bytes_ = 0;
+  uint64_t pcie_bytes_ = 0, in_place_bytes_ = 0;
   std::atomic<uint64_t> progress_{0};
   // Scratch of UsesOf.
-  std::vector<ExpertUse> uses_;
+  std::vector<ExpertUse> uses_, in_place_;
   std::vector<int32_t> rows_of_;  // [E]
 };
 

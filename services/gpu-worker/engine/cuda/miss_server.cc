@@ -36,6 +36,9 @@ absl::StatusOr<std::unique_ptr<MissServer>> MissServer::Create(const Shape& shap
   HEARTH_RETURN_IF_ERROR(CudaStatus(
       cudaMemset(server->counters_.data(), 0, static_cast<size_t>(server->counters_.bytes())),
       "memset"));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(server->clock_.Allocate(1), "a clock"));
+  HEARTH_RETURN_IF_ERROR(
+      CudaStatus(cudaMemset(server->clock_.data(), 0, sizeof(StepClock)), "memset"));
   auto* at = server->memory_.as<std::byte>();
   Exchange& exchange = server->exchange_;
   exchange.request = new (at) MissRequest;
@@ -43,6 +46,7 @@ absl::StatusOr<std::unique_ptr<MissServer>> MissServer::Create(const Shape& shap
   exchange.sums = reinterpret_cast<float*>(at + kRequestBytes + row_bytes);
   exchange.misses = reinterpret_cast<MissedPlace*>(at + kRequestBytes + 2 * row_bytes);
   exchange.counters = server->counters_.data();
+  exchange.clock = server->clock_.data();
   exchange.await_nanoseconds = shape.await_nanoseconds;
   return server;
 }
@@ -102,8 +106,10 @@ bool MissServer::ServeOne() {
   answered_ = ticket;
   std::atomic_ref<uint32_t>(exchange_.request->answer).store(ticket, std::memory_order_release);
   ++counts_.requests;
-  counts_.seconds +=
+  const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  counts_.seconds += seconds;
+  AddPoint(static_cast<double>(n_different_), seconds, &answer_times_);
   return true;
 }
 
@@ -149,6 +155,7 @@ absl::Status MissServer::Compute(const Request& request) {
     work_[n_work - 1].places.push_back(miss.place);
   }
   counts_.experts += n_work;
+  n_different_ = n_work;
   ops_.Experts(request.n_rows, shape_.width, top_k, exchange_.h, std::span(work_).first(n_work),
                choice_, exchange_.sums);
   // An interrupted pool leaves work out; the step's result is not used then.

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -57,6 +59,10 @@ class MissServer {
     double seconds = 0;
   };
   const Counts& counts() const { return counts_; }
+  // Of the last decode step that is done, as the GPU measured it.
+  const StepTimes& step_times() const { return exchange_.request->times; }
+  // Points (experts, seconds) of the answers since the last call.
+  LineSums TakeAnswerTimes() { return std::exchange(answer_times_, {}); }
 
  private:
   MissServer(const Shape& shape, Ops* ops, Parallel* parallel, ExpertSource* experts)
@@ -75,10 +81,13 @@ class MissServer {
   ExpertSource& experts_;
   PinnedBuffer memory_;
   DeviceBuffer<uint32_t> counters_;
+  DeviceBuffer<StepClock> clock_;
   Exchange exchange_;
   uint32_t answered_ = 0;
   absl::Status error_;  // since ServeUntil began
   Counts counts_;
+  LineSums answer_times_;
+  size_t n_different_ = 0;  // experts of the request
   // Scratch.
   std::vector<MissedPlace> misses_;
   RouterChoice choice_;

@@ -31,7 +31,8 @@ void PinnedSegment::Register(std::span<const std::byte> memory,
   is_registered_ = !memory.empty();
   for (const std::span<const std::byte> piece : PiecesOf(memory, piece_bytes_)) {
     if (cudaHostRegister(const_cast<std::byte*>(piece.data()), piece.size(),
-                         cudaHostRegisterReadOnly | cudaHostRegisterPortable) == cudaSuccess) {
+                         cudaHostRegisterReadOnly | cudaHostRegisterPortable |
+                             cudaHostRegisterMapped) == cudaSuccess) {
       pieces_.push_back(piece);
     } else {
       is_registered_ = false;

@@ -10,6 +10,19 @@ constexpr int kThreads = 256;
 enum Counter { kTicket, kMisses, kHeartbeat, kStepsDone, kTimedOut };
 static_assert(kTimedOut == kTimedOutCounter && kTimedOut + 1 == kExchangeCounters);
 
+// Adds what the layer took since `asked`. One thread.
+__device__ void AddTime(StepClock* clock, uint64_t now) {
+  if (clock->asked == 0) return;
+  const double x = clock->in_place, y = 1e-9 * static_cast<double>(now - clock->asked);
+  LineSums& sums = clock->times.kernels;
+  sums.n += 1;
+  sums.x += x;
+  sums.xx += x * x;
+  sums.y += y;
+  sums.xy += x * y;
+  clock->asked = 0;
+}
+
 // Sends the rows and a ticket where there were misses: the block together, after a barrier.
 __device__ void Ask(const DispatchShape& shape, const Exchange& exchange, const float* h,
                     int n_misses) {
@@ -56,17 +69,56 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   Ask(shape, exchange, in.h, n_misses);
+  if (thread == 0) exchange.clock->asked = 0;
 }
+
+// A decode step's places that are not in VRAM, and who computes them. The block together.
+struct Misses {
+  static constexpr int kMaxPlaces = kThreads;
+  int32_t expert[kMaxPlaces];  // -1: not missed
+  float weight[kMaxPlaces];
+  uint8_t is_first[kMaxPlaces];  // of the places with its expert
+  int n_asked;                   // of the CPU
+
+  // Of the n different missed experts the last in_place[n], in the order of their first places, are
+  // read in place; returns how many. Barriers must be before and after.
+  __device__ int Divide(const DecodeRouting& routing, const Exchange& exchange, int n_places,
+                        int top_k, int a_row, ExpertPlace* places, int32_t* choices) {
+    const int p = static_cast<int>(threadIdx.x);
+    const int32_t mine = p < n_places ? expert[p] : -1;
+    int first = p;
+#pragma unroll 8
+    for (int q = 0; q < n_places; ++q) {
+      if (q < p && expert[q] == mine) first = min(first, q);
+    }
+    const bool leads = mine >= 0 && first == p;
+    is_first[p] = leads ? 1 : 0;
+    const int n = __syncthreads_count(leads ? 1 : 0);
+    const int n_in_place = routing.host_slots == nullptr || n == 0 ? 0 : routing.in_place[n];
+    if (mine >= 0) {
+      int rank = 0;
+#pragma unroll 8
+      for (int q = 0; q < n_places; ++q) rank += q < first ? is_first[q] : 0;
+      const uint8_t* const slot = rank >= n - n_in_place ? routing.host_slots[mine] : nullptr;
+      if (slot != nullptr) {
+        places[p / top_k * a_row + p % top_k].slot = slot;
+        if (choices != nullptr) choices[p] = mine | kReadInPlace;
+      } else {
+        exchange.misses[atomicAdd(&n_asked, 1)] = {p, mine, weight[p]};
+      }
+    }
+    return n_in_place;
+  }
+};
 
 // One block; a warp a row.
 template <int kPerLane>
 __global__ void __launch_bounds__(kThreads)
     RouteAndDispatchKernel(DispatchShape shape, DecodeRouting routing, DispatchInputs in,
                            Exchange exchange, ExpertPlace* places, int32_t* choices) {
-  __shared__ int n_misses;
+  __shared__ Misses misses;
   JoinChain();
-  if (threadIdx.x == 0) n_misses = 0;
-  __syncthreads();
+  if (threadIdx.x == 0) misses.n_asked = 0;
   const int row = static_cast<int>(threadIdx.x) / kWarp, k = static_cast<int>(threadIdx.x) % kWarp;
   const int a_row = shape.top_k + (routing.shared_slot != nullptr ? 1 : 0);
   if (row < shape.n_rows) {
@@ -82,22 +134,30 @@ __global__ void __launch_bounds__(kThreads)
       routing.weights[p] = chosen.weight;
       places[row * a_row + k] = {slot, chosen.weight};
       if (choices != nullptr) choices[p] = is_idle ? -1 : expert;
-      if (!is_idle && slot == nullptr) {
-        exchange.misses[atomicAdd(&n_misses, 1)] = {p, expert, chosen.weight};
-      }
+      misses.expert[p] = is_idle || slot != nullptr ? -1 : expert;
+      misses.weight[p] = chosen.weight;
     } else if (k == shape.top_k && routing.shared_slot != nullptr) {
       places[row * a_row + k] = {is_idle ? nullptr : routing.shared_slot,
                                  1 / (1 + expf(-routing.shared_gate[row]))};
     }
   }
   __syncthreads();
-  Ask(shape, exchange, in.h, n_misses);
+  const int in_place = misses.Divide(routing, exchange, shape.n_rows * shape.top_k, shape.top_k,
+                                     a_row, places, choices);
+  __syncthreads();
+  Ask(shape, exchange, in.h, misses.n_asked);
+  if (threadIdx.x == 0) {
+    exchange.clock->in_place = static_cast<uint32_t>(in_place);
+    exchange.clock->asked = Nanoseconds();
+  }
 }
 
 // One block a row.
 __global__ void __launch_bounds__(kThreads)
     AwaitKernel(DispatchShape shape, Exchange exchange, float* out) {
   JoinChain();
+  const bool keeps_time = blockIdx.x == 0 && threadIdx.x == 0;
+  if (keeps_time) AddTime(exchange.clock, Nanoseconds());
   if (exchange.counters[kMisses] == 0) return;  // of the whole grid
   if (threadIdx.x == 0) {
     const uint32_t ticket = exchange.counters[kTicket];
@@ -110,6 +170,9 @@ __global__ void __launch_bounds__(kThreads)
       exchange.counters[kTimedOut] = 1;
       exchange.request->failed = 1;
       break;
+    }
+    if (keeps_time) {
+      exchange.clock->times.awaited += 1e-9 * static_cast<double>(Nanoseconds() - start);
     }
   }
   __syncthreads();
@@ -131,6 +194,8 @@ __global__ void BeatKernel(Exchange exchange) {
 
 __global__ void FinishKernel(Exchange exchange) {
   JoinChain();
+  exchange.request->times = exchange.clock->times;
+  exchange.clock->times = {};
   __threadfence_system();
   StoreRelease(&exchange.request->steps_done, ++exchange.counters[kStepsDone]);
 }

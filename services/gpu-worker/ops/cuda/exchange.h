@@ -8,6 +8,9 @@
 //                        host memory, then a ticket.
 //   AwaitExpertsCuda     waits until the ticket has been answered and adds the CPU's sums.
 //
+// A decode step may also read missed experts where they lie in registered host memory: they become
+// places like the hits, and the CPU is asked for the rest only.
+//
 // Tickets count up by one a request; a layer without misses asks nothing and waits for nothing. A
 // wait ends after `await_nanoseconds` with `failed` set, so that a GPU is never stuck.
 #pragma once
@@ -16,6 +19,7 @@
 
 #include <cstdint>
 
+#include "common/base/line_fit.h"
 #include "services/gpu-worker/ops/cuda/experts.h"
 
 namespace hearth::worker {
@@ -24,6 +28,12 @@ struct MissedPlace {
   int32_t place = 0;
   int32_t expert = 0;
   float weight = 0;
+};
+
+// What the layers of a decode step took on the GPU.
+struct StepTimes {
+  LineSums kernels;    // a point a layer: experts read in place, seconds from asking to waiting
+  double awaited = 0;  // seconds that kernels waited for the CPU
 };
 
 // In pinned host memory. The GPU writes everything but `answer`, `ticket` last.
@@ -36,6 +46,7 @@ struct MissRequest {
   uint32_t steps_done = 0;  // grows by one a FinishStepCuda
   uint32_t failed = 0;      // a wait timed out: what was computed since is wrong
   uint32_t padding[9] = {};
+  StepTimes times;      // of the last step that is done
   uint32_t answer = 0;  // the last ticket that was answered; the CPU writes it, after `sums`
 };
 
@@ -43,6 +54,14 @@ struct MissRequest {
 // end at once until the last is zeroed.
 inline constexpr int kExchangeCounters = 5;
 inline constexpr int kTimedOutCounter = 4;
+
+// On the device, zero at first: of the step that runs.
+struct StepClock {
+  uint64_t asked = 0;     // nanoseconds; 0: not to be timed
+  uint32_t in_place = 0;  // experts of the layer
+  uint32_t padding = 0;
+  StepTimes times;
+};
 inline constexpr uint64_t kAwaitNanoseconds = 20'000'000'000;
 
 struct Exchange {
@@ -51,6 +70,7 @@ struct Exchange {
   float* h = nullptr;              // pinned [max_rows, width]
   float* sums = nullptr;           // pinned [max_rows, width]: weighted sums over a row's misses
   uint32_t* counters = nullptr;    // device [kExchangeCounters], zero at first
+  StepClock* clock = nullptr;      // device
   uint64_t await_nanoseconds = kAwaitNanoseconds;
 };
 
@@ -67,7 +87,8 @@ struct DispatchShape {
 //   h [n_rows, width]              device, 16-byte aligned; width % 4 == 0
 //   places [n_rows * top_k]        device, written
 //   is_here [E]                    device, written: 1 where slots has one; may be null
-//   choices [n_rows * top_k]       pinned, written: the ids, -1 in idle rows; may be null
+//   choices [n_rows * top_k]       pinned, written: the ids, with kReadInPlace if so; -1 in idle
+//                                  rows; may be null
 // One block; bytes over PCIe: 4 a place, and with misses 4 width a row.
 struct DispatchInputs {
   const int32_t* ids = nullptr;
@@ -83,6 +104,10 @@ cudaError_t DispatchExpertsCuda(const DispatchShape& shape, const DispatchInputs
 
 // The router's choice (router_cuda.h) and the dispatch of a decode step, in one launch.
 //
+//   host_slots [E]        device: where each expert of the layer lies in host memory that the GPU
+//                         can read; null: it can't; may be null for all
+//   in_place [n_rows * top_k + 1]      device: of so many different missed experts, how many the
+//                         GPU reads in place: those that come last. Not read without host_slots
 //   logits [n_rows, E]    device
 //   imposed [n_rows * top_k]  device: ids instead of the chosen ones; may be null
 //   shared_slot, shared_gate [n_rows]  the expert that every row has, packed as a slot, and the
@@ -91,7 +116,10 @@ cudaError_t DispatchExpertsCuda(const DispatchShape& shape, const DispatchInputs
 //   ids, weights [n_rows * top_k]      device, written
 //   places [n_rows * (top_k + 1)]      device, written; [n_rows * top_k] without shared_slot
 // Requires n_rows <= 8, E <= 1024, top_k <= 32. One block.
+inline constexpr int32_t kReadInPlace = 1 << 30;
 struct DecodeRouting {
+  const uint8_t* const* host_slots = nullptr;
+  const uint16_t* in_place = nullptr;
   const float* logits = nullptr;
   bool normalise = true;
   const int32_t* imposed = nullptr;

@@ -42,11 +42,13 @@ struct Memory {
   Memory() {
     std::vector<uint32_t> zeros(kExchangeCounters, 0);
     counters = ToDevice(zeros);
+    clock = ToDevice(std::vector<StepClock>(1));
     exchange = {.request = request.data(),
                 .misses = misses.data(),
                 .h = h.data(),
                 .sums = sums.data(),
-                .counters = counters.data()};
+                .counters = counters.data(),
+                .clock = clock.data()};
   }
   uint32_t Load(const uint32_t& value) const {
     return std::atomic_ref<uint32_t>(const_cast<uint32_t&>(value)).load(std::memory_order_acquire);
@@ -55,6 +57,7 @@ struct Memory {
   Pinned<MissedPlace> misses{int64_t{kMaxRows} * kMaxTopK};
   Pinned<float> h{int64_t{kMaxRows} * kMaxWidth}, sums{int64_t{kMaxRows} * kMaxWidth};
   DeviceBuffer<uint32_t> counters;
+  DeviceBuffer<StepClock> clock;
   Exchange exchange;
 };
 

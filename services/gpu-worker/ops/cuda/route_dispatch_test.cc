@@ -1,4 +1,5 @@
 // The router's choice and the dispatch of a decode step in one launch, against the router alone.
+#include <algorithm>
 #include <cmath>
 #include <tuple>
 #include <vector>
@@ -85,6 +86,83 @@ TEST_P(RouteAndDispatchTest, RoutesAsTheRouterAndDispatches) {
   if (misses.empty()) return;
   EXPECT_EQ(asked[0].misses, misses);
   EXPECT_EQ(asked[0].h, h);
+}
+
+// Of a step's missed experts the last few go to the GPU, all places of each.
+TEST_F(ExchangeTest, MissesAreDividedByTheTable) {
+  constexpr int kExperts = 64, kTopK = 10, kWidth = 64;
+  const auto at = [](int i) { return static_cast<size_t>(i); };
+  for (const int n_rows : {1, 3, 8}) {
+    SCOPED_TRACE(n_rows);
+    const int n = n_rows * kTopK;
+    const Floats logits = RandomFloats(n_rows * kExperts, n_rows, 2);
+    const Floats h = RandomFloats(n_rows * kWidth, 7);
+    const auto slots = SlotsOf(kExperts, 2);
+    std::vector<const uint8_t*> in_ram(kExperts);
+    for (int e = 0; e < kExperts; ++e) {
+      // That of one expert in eight cannot be read.
+      in_ram[at(e)] =
+          e % 8 == 4 ? nullptr : reinterpret_cast<const uint8_t*>(uintptr_t{1} << 20) + e;
+    }
+    std::vector<uint16_t> table;
+    for (int i = 0; i <= n; ++i) table.push_back(static_cast<uint16_t>((i + 1) / 2));
+    const auto d_logits = ToDevice(logits), d_h = ToDevice(h);
+    const auto d_positions = ToDevice(std::vector<int64_t>(at(n_rows), 3));
+    const auto d_slots = ToDevice(slots), d_in_ram = ToDevice(in_ram);
+    const auto d_table = ToDevice(table);
+    auto ids = Poisoned<int32_t>(n);
+    auto weights = Poisoned<float>(n);
+    auto places = Poisoned<ExpertPlace>(n);
+    auto out = ToDevice(h);
+    Pinned<int32_t> choices(n);
+    Memory memory;
+    const DispatchShape shape{.layer = 1, .n_rows = n_rows, .top_k = kTopK, .width = kWidth};
+    Answers answers(memory, kWidth);
+    HEARTH_EXPECT_CUDA(RouteAndDispatchCuda(
+        shape,
+        {.host_slots = d_in_ram.data(),
+         .in_place = d_table.data(),
+         .logits = d_logits.data(),
+         .ids = ids.data(),
+         .weights = weights.data()},
+        {nullptr, nullptr, d_positions.data(), d_slots.data(), kExperts, d_h.data()},
+        memory.exchange, places.data(), choices.data(), stream_.get()));
+    HEARTH_EXPECT_CUDA(AwaitExpertsCuda(shape, memory.exchange, out.data(), stream_.get()));
+    HEARTH_EXPECT_CUDA(FinishStepCuda(memory.exchange, stream_.get()));
+    Synchronize();
+
+    const auto chosen = ToHost(ids);
+    const Floats w = ToHost(weights);
+    std::vector<int> missed;  // different ones, in the order of their first places
+    for (const int32_t e : chosen) {
+      if (slots[at(e)] == nullptr && !std::ranges::count(missed, e)) missed.push_back(e);
+    }
+    const auto n_missed = static_cast<int>(missed.size());
+    ASSERT_GT(n_missed, 2);
+    const auto first_in_place = missed.end() - table[at(n_missed)];
+    const auto got_places = ValuesOf(places);
+    std::vector<std::tuple<int, int, float>> asked;
+    for (int p = 0; p < n; ++p) {
+      const int32_t e = chosen[at(p)];
+      const uint8_t* want = slots[at(e)];
+      if (want == nullptr && std::find(first_in_place, missed.end(), e) != missed.end()) {
+        want = in_ram[at(e)];
+        EXPECT_EQ(choices.data()[p], want == nullptr ? e : e | kReadInPlace);
+      } else {
+        EXPECT_EQ(choices.data()[p], e);
+      }
+      EXPECT_EQ(got_places[at(p)], (PlaceValue{want, w[at(p)]}));
+      if (want == nullptr) asked.emplace_back(p, e, w[at(p)]);
+    }
+    const std::vector<Asked>& got = answers.Asks();
+    ASSERT_EQ(got.size(), 1u);
+    EXPECT_EQ(got[0].misses, asked);
+    const StepTimes& times = memory.request.data()->times;
+    EXPECT_EQ(times.kernels.n, 1);
+    EXPECT_EQ(times.kernels.x, table[at(n_missed)]);
+    EXPECT_GE(times.kernels.y, 0);
+    EXPECT_GT(times.awaited, 0);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
