@@ -37,24 +37,30 @@ void PinTo(std::thread& thread, int core) {
 
 }  // namespace
 
-// A loop is open while its indices are being handed out. Threads enter an open loop by counting
-// themselves in, which fails once the caller has closed it: one that wakes late finds the next loop
-// or none. The caller returns when all who entered have left.
+// A loop is open while its indices are being handed out. A thread enters by saying so in a place of
+// its own and then looking whether the loop is still open; the caller closes the loop and then
+// looks at all places: one of the two sees the other (both orders are sequentially consistent). So
+// a thread that wakes late finds the next loop or none, the caller returns when all who entered
+// have left, and no counter is fought for but that of the indices.
 struct ThreadPool::State {
-  static constexpr uint32_t kOpen = 1u << 31;
+  struct alignas(64) Place {
+    std::atomic<bool> is_inside{false};
+  };
 
   explicit State(const ThreadPoolOptions& options)
-      : spin(std::chrono::microseconds(options.spin_microseconds)) {}
+      : spin(std::chrono::microseconds(options.spin_microseconds)),
+        places(static_cast<size_t>(options.n_threads)) {}
 
   // Written between loops by the caller; read by those who entered.
   std::optional<IndexBody> body;
   int n = 0;
   alignas(64) std::atomic<int> next{0};
-  alignas(64) std::atomic<uint32_t> gate{0};   // kOpen | threads inside
+  alignas(64) std::atomic<bool> is_open{false};
   alignas(64) std::atomic<uint32_t> loops{0};  // grows with each loop and at the stop; waited on
   std::atomic<int> n_parked{0};
   std::atomic<bool> stop{false};
   const std::chrono::microseconds spin;
+  std::vector<Place> places;
   std::vector<std::thread> threads;
 
   void Drain() {
@@ -62,17 +68,6 @@ struct ThreadPool::State {
          i = next.fetch_add(1, std::memory_order_relaxed)) {
       (*body)(i);
     }
-  }
-
-  bool TryEnter() {
-    uint32_t seen = gate.load(std::memory_order_relaxed);
-    while ((seen & kOpen) != 0) {
-      if (gate.compare_exchange_weak(seen, seen + 1, std::memory_order_acquire,
-                                     std::memory_order_relaxed)) {
-        return true;
-      }
-    }
-    return false;
   }
 
   // Until `loops` differs from `seen`: spinning first, then parked.
@@ -87,26 +82,29 @@ struct ThreadPool::State {
     }
   }
 
-  void Run() {
+  void Run(Place& place) {
     uint32_t seen = 0;
     while (true) {
       AwaitNext(seen);
       seen = loops.load(std::memory_order_acquire);
       if (stop.load()) return;
-      if (!TryEnter()) continue;
-      Drain();
-      gate.fetch_sub(1, std::memory_order_release);
+      place.is_inside.store(true);
+      if (is_open.load()) Drain();
+      place.is_inside.store(false, std::memory_order_release);
     }
   }
 
   // Those who entered are at their last index: microseconds in a token's loops, and a core that was
   // taken away from one of them is given time by yielding.
   void AwaitLeft() {
-    for (int i = 0; gate.load(std::memory_order_acquire) != 0; ++i) {
-      if (i < 4096) {
-        Pause();
-      } else {
-        std::this_thread::yield();
+    int i = 0;
+    for (const Place& place : places) {
+      for (; place.is_inside.load(); ++i) {
+        if (i < 4096) {
+          Pause();
+        } else {
+          std::this_thread::yield();
+        }
       }
     }
   }
@@ -123,7 +121,8 @@ ThreadPool::ThreadPool(const ThreadPoolOptions& options)
   const std::vector<int> cores =
       options.pin ? PinningOrder(ReadPlaces(AllowedCores())) : std::vector<int>();
   for (int i = 1; i < options.n_threads; ++i) {
-    auto& thread = state_->threads.emplace_back([state = state_.get()] { state->Run(); });
+    auto& thread = state_->threads.emplace_back(
+        [state = state_.get(), i] { state->Run(state->places[static_cast<size_t>(i)]); });
     if (options.pin && options.n_threads <= static_cast<int>(cores.size())) {
       PinTo(thread, cores[static_cast<size_t>(i)]);
     }
@@ -148,10 +147,10 @@ void ThreadPool::ParallelFor(int n, IndexBody body) {
   state_->body.emplace(body);
   state_->n = n;
   state_->next.store(0, std::memory_order_relaxed);
-  state_->gate.store(State::kOpen, std::memory_order_release);
+  state_->is_open.store(true);
   state_->Announce();
   state_->Drain();
-  state_->gate.fetch_and(~State::kOpen, std::memory_order_relaxed);
+  state_->is_open.store(false);
   state_->AwaitLeft();
 }
 

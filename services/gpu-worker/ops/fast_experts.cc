@@ -1,4 +1,6 @@
 // The router's choice and the experts of the fast CPU backend.
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -11,6 +13,21 @@ namespace {
 
 // Outputs of down_proj that a thread takes at once.
 constexpr int64_t kDownOutputs = 128;
+constexpr int64_t kStripsABlock = kBlock / kTileRows;
+
+// Experts at once for which their pieces are made small.
+constexpr int64_t kFewItems = 64;
+
+// Into the second-level cache: outputs [first, first + n) of a tiled matrix.
+template <typename Weights>
+void Prefetch(const Weights& weights, int64_t first, int64_t n) {
+  if (weights.ref.kind != WeightKind::kTiled4) return;
+  const int64_t tile_bytes = kTileRows * kTileColumns / 2;
+  const int64_t strip_bytes = weights.matrix.n_tiles * tile_bytes;
+  const uint8_t* begin = weights.matrix.data + first / kTileRows * strip_bytes;
+  const uint8_t* end = begin + n / kTileRows * strip_bytes;
+  for (const uint8_t* at = begin; at < end; at += 64) _mm_prefetch(at, _MM_HINT_T1);
+}
 
 bool HasFastForm(const LinearRef& ref) { return ref.kind != WeightKind::kBlock4; }
 bool HasFastForm(const ExpertRef& expert) {
@@ -92,15 +109,25 @@ void FastOps::GateAndUp(const Item& item, int64_t block, int64_t width) {
     const float* x = gathered_floats_.data() + row * width;  // read by plain weights only
     Outputs(item.gate, first, n, group, x, width, gate, kBlock);
     Outputs(item.up, first, n, group, x, width, up, kBlock);
-    for (int t = 0; t < in_group; ++t) {
-      float* act = gate + t * kBlock;
-      kernels_.silu_mul(act, up + t * kBlock, n, act);
-      if (item.down.plain != nullptr) {
-        std::copy_n(act, n, act_.data() + (row + t) * inner + first);
-      } else {
-        kernels_.quantize(act, kBlock, t, in_group, act_rows_.q(row) + block * in_group * kBlock,
-                          act_rows_.scales(row) + block * in_group);
-      }
+    Activate(item, g, block, gate, up, kBlock);
+  }
+}
+
+// act of a group's rows from its gate and up, whose rows are `stride` apart; gate is overwritten.
+void FastOps::Activate(const Item& item, int group, int64_t block, float* gate, const float* up,
+                       int64_t stride) {
+  const int64_t inner = item.gate.ref.out, first = block * kBlock;
+  const int64_t n = std::min<int64_t>(kBlock, inner - first);
+  const int64_t row = item.first + int64_t{group} * kMaxGroup;
+  const int in_group = std::min(kMaxGroup, item.n_rows() - group * kMaxGroup);
+  for (int t = 0; t < in_group; ++t) {
+    float* act = gate + t * stride;
+    kernels_.silu_mul(act, up + t * stride, n, act);
+    if (item.down.plain != nullptr) {
+      std::copy_n(act, n, act_.data() + (row + t) * inner + first);
+    } else {
+      kernels_.quantize(act, kBlock, t, in_group, act_rows_.q(row) + block * in_group * kBlock,
+                        act_rows_.scales(row) + block * in_group);
     }
   }
 }
@@ -116,6 +143,73 @@ void FastOps::Down(const Item& item, int64_t first, int64_t n, float* products) 
     Outputs(item.down, first, n, group, act_.data() + row * inner, inner,
             products + row * width + first, width);
   }
+}
+
+// Few experts, all of whose rows are one group: stages 1 and 2 as one loop over pieces so small
+// that all threads have some. Who completes a block of gate and up makes its act; a piece of down
+// waits for its expert's blocks, which threads that came before it are computing.
+void FastOps::RunFewMlps(std::span<const Item> items, int64_t width, float* products) {
+  const int64_t inner = items.front().gate.ref.out;
+  const int64_t n_blocks = (inner + kBlock - 1) / kBlock, stride = n_blocks * kBlock;
+  const auto n_items = static_cast<int64_t>(items.size());
+  const auto all_rows = items.back().first + items.back().n_rows();
+  // As large as leaves each thread four.
+  const int64_t strips =
+      std::clamp<int64_t>(n_items * n_blocks / parallel_.n_threads(), 1, kStripsABlock);
+  const int64_t outputs = strips * kTileRows;
+  const int64_t a_block = (kStripsABlock + strips - 1) / strips;  // pieces
+  const int64_t n_first = n_items * n_blocks * a_block;
+  const int64_t n_pieces = (width + kDownOutputs - 1) / kDownOutputs;
+  gate_.resize(std::max(gate_.size(), static_cast<size_t>(all_rows * stride)));
+  up_.resize(gate_.size());
+  const auto n_counters = static_cast<size_t>(n_items * n_blocks);
+  if (pieces_left_.size() < n_counters) {
+    pieces_left_ = std::vector<std::atomic<int32_t>>(n_counters);
+    blocks_left_ = std::vector<std::atomic<int32_t>>(n_counters);
+  }
+  for (size_t i = 0; i < n_counters; ++i) pieces_left_[i] = static_cast<int32_t>(a_block);
+  for (int64_t i = 0; i < n_items; ++i) {
+    blocks_left_[static_cast<size_t>(i)] = static_cast<int32_t>(n_blocks);
+  }
+
+  const auto gate_and_up = [&](int64_t i) {
+    const int64_t of_block = i / a_block, first_of_block = of_block % n_blocks * kBlock;
+    const Item& item = items[static_cast<size_t>(of_block / n_blocks)];
+    const int64_t first = first_of_block + i % a_block * outputs;
+    const int64_t n = std::min({outputs, first_of_block + kBlock - first, inner - first});
+    const RowGroup group = gathered_.Group(item.first, item.n_rows());
+    const float* x = gathered_floats_.data() + item.first * width;  // read by plain weights only
+    float* gate = gate_.data() + item.first * stride;
+    float* up = up_.data() + item.first * stride;
+    if (n > 0) {
+      Outputs(item.gate, first, n, group, x, width, gate + first, stride);
+      Outputs(item.up, first, n, group, x, width, up + first, stride);
+    }
+    if (pieces_left_[static_cast<size_t>(of_block)].fetch_sub(1, std::memory_order_acq_rel) > 1) {
+      return;
+    }
+    Activate(item, 0, of_block % n_blocks, gate + first_of_block, up + first_of_block, stride);
+    blocks_left_[static_cast<size_t>(of_block / n_blocks)].fetch_sub(1, std::memory_order_release);
+  };
+  const auto down = [&](int64_t i) {
+    const Item& item = items[static_cast<size_t>(i / n_pieces)];
+    const int64_t first = i % n_pieces * kDownOutputs;
+    const int64_t n = std::min(kDownOutputs, width - first);
+    const std::atomic<int32_t>& left = blocks_left_[static_cast<size_t>(i / n_pieces)];
+    if (left.load(std::memory_order_acquire) > 0) Prefetch(item.down, first, n);
+    while (left.load(std::memory_order_acquire) > 0) {
+      if (parallel_.interrupted()) return;  // the pieces that would complete it are skipped
+      _mm_pause();
+    }
+    Down(item, first, n, products);
+  };
+  parallel_.Each(n_first + n_items * n_pieces, [&](int64_t i) {
+    if (i < n_first) {
+      gate_and_up(i);
+    } else {
+      down(i - n_first);
+    }
+  });
 }
 
 void FastOps::RunMlps(std::span<const Item> items, int n_rows, int64_t width, const float* h,
@@ -136,6 +230,10 @@ void FastOps::RunMlps(std::span<const Item> items, int n_rows, int64_t width, co
   act_rows_.Reshape(all_rows, std::ranges::all_of(items, is_plain) ? 0 : inner, kMaxGroup);
 
   const auto n_items = static_cast<int64_t>(items.size());
+  if (n_items <= kFewItems &&
+      std::ranges::all_of(items, [](const Item& item) { return item.n_groups() == 1; })) {
+    return RunFewMlps(items, width, products);
+  }
   const int64_t n_blocks = (inner + kBlock - 1) / kBlock;
   parallel_.Each(n_items * n_blocks, [&](int64_t i) {
     GateAndUp(items[static_cast<size_t>(i / n_blocks)], i % n_blocks, width);

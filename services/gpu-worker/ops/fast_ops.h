@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <utility>
 #include <vector>
 
@@ -85,6 +86,9 @@ class FastOps final : public Ops {
                float* products);
   void Gather(std::span<const Item> items, int64_t width, const float* h);
   void GateAndUp(const Item& item, int64_t block, int64_t width);
+  void Activate(const Item& item, int group, int64_t block, float* gate, const float* up,
+                int64_t stride);
+  void RunFewMlps(std::span<const Item> items, int64_t width, float* products);
   void Down(const Item& item, int64_t first, int64_t n, float* products);
 
   Parallel& parallel_;
@@ -95,6 +99,9 @@ class FastOps final : public Ops {
   QuantizedRows input_, gathered_, act_rows_;
   HugeVector<float> gathered_floats_, act_, products_;
   std::vector<Item> items_;
+  HugeVector<float> gate_, up_;  // [all rows, inner] of RunFewMlps
+  // What is not computed yet: pieces of each block of 64 of each item; blocks of each item.
+  std::vector<std::atomic<int32_t>> pieces_left_, blocks_left_;
   std::vector<int32_t> all_rows_, place_rows_;
   HugeVector<float> q_, k_, decay_, beta_;                 // of the delta rule
   HugeVector<float> partial_, partial_max_, partial_sum_;  // of attention

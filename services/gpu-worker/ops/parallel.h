@@ -40,7 +40,7 @@ class Parallel {
     pool_.ParallelFor(static_cast<int>(n), [&](int i) {
       if (interrupted_.load(std::memory_order_relaxed)) return;
       body(int64_t{i});
-      progress_.fetch_add(1, std::memory_order_relaxed);
+      if (i % kPiecesASign == 0) progress_.fetch_add(1, std::memory_order_relaxed);
     });
   }
 
@@ -51,9 +51,12 @@ class Parallel {
  private:
   static constexpr int64_t kInlineWork = 100'000;
 
+  // Signs of life are written by all threads: not with each small piece.
+  static constexpr int kPiecesASign = 8;
+
   ThreadPool pool_;
-  std::atomic<uint64_t> progress_{0};
-  std::atomic<bool> interrupted_{false};
+  alignas(64) std::atomic<uint64_t> progress_{0};
+  alignas(64) std::atomic<bool> interrupted_{false};
 };
 
 }  // namespace hearth::worker
