@@ -134,6 +134,7 @@ __attribute__((target("amx-tile,amx-int8"))) uint64_t Int8Amx() {
     config[16 + 2 * tile] = 64;
     config[48 + tile] = 16;
   }
+  asm volatile("" ::"r"(config) : "memory");  // all of it is read, which the intrinsic doesn't say
   _tile_loadconfig(config);
   _tile_zero(0);
   _tile_zero(1);

@@ -41,7 +41,7 @@ int ReadInPlace(int n, const MissCosts& costs) {
 MissDivision::MissDivision(const MachineRates& rates, uint64_t expert_bytes)
     : handshake_seconds_(rates.handshake_seconds) {
   const auto bytes = static_cast<double>(expert_bytes);
-  costs_.gpu = {0, bytes / rates.pcie};
+  costs_.gpu = {0, bytes / rates.zero_copy};
   costs_.cpu = {handshake_seconds_, bytes / rates.ram};
 }
 

@@ -64,7 +64,7 @@ TEST(ReadInPlace, LeavesToTheCpuWhatCostsNothingThere) {
 TEST(MissDivision, BeginsWithTheMachinesRates) {
   MachineRates rates;
   rates.ram = 50e9;
-  rates.pcie = 30e9;
+  rates.zero_copy = 30e9;
   rates.handshake_seconds = 0;
   const MissDivision division(rates, 1'800'000);
   std::vector<uint16_t> plan(7);
