@@ -148,6 +148,7 @@ absl::Status DeviceExperts::MapSegment() {
     const std::span<const std::byte> packed =
         experts_.Packed(layer, static_cast<int>(i) % n_experts_);
     if (Fits(packed)) slots[i] = reinterpret_cast<const uint8_t*>(packed.data());
+    ++progress_;
   }
   return CudaStatus(host_slots_.CopyFrom(slots.data(), host_slots_.size()),
                     "the table of experts in RAM");
