@@ -103,8 +103,9 @@ TEST_F(PinnedSegmentTest, CopiesAcrossPiecesArriveWhole) {
 
 TEST_F(PinnedSegmentTest, WhatCannotBeRegisteredIsSaidAndCopiesWorkAllTheSame) {
   PinnedSegment first(kPiece), second(kPiece);
-  first.Register(memory_.first(kPiece), [] {});
-  second.Register(memory_, [] {});  // of which a part is another's
+  first.Register(memory_.first(kPiece - 4096), [] {});
+  EXPECT_TRUE(first.is_registered());
+  second.Register(memory_, [] {});  // whose first piece is another's
   EXPECT_FALSE(second.is_registered());
   auto to = Poisoned<std::byte>(static_cast<int64_t>(memory_.size()));
   HEARTH_EXPECT_CUDA(cudaDeviceSynchronize());
