@@ -5,12 +5,13 @@
 #
 # Arguments choose parts (without any: all of them, half an hour):
 #   machine     what the machine gives: hearth benchmark --machine, hearth doctor
+#   rates       what hearth doctor measures of the GPU is plausible (test_gpu_rates)
 #   ops         each kernel against the CPU's ops (test_ops_cuda)
 #   worker_ops  the CPU's ops on this CPU (test_worker_ops)
-#   engine      the engine on the GPU (test_cuda_engine), where it was packed
+#   engine      the engine on the GPU (test_cuda_engine, test_cuda_engine_lost), where they were packed
 #   verify      reference cases, float32 and fast, with no, few and all experts in VRAM
 #   evaluation  the demo model's 200 questions through HTTP, cache at 10 to 100 %, every policy, 8 at once and one by one
-#   faults      the worker killed while it generates; VRAM held by another process
+#   faults      the worker killed while it generates; the GPU failing under it; VRAM held by another process
 #   bench_ops   the kernels' speed
 #   speed       the 80B model's shape with all 48 layers, row by row against what is required
 #   sanitizer   compute-sanitizer: memcheck of a whole model, racecheck of the kernels' tests
@@ -31,7 +32,7 @@ data=$(readlink -f "${HEARTH_DATA:-$here}")
 backend=${HEARTH_BACKEND:-cuda}
 chmod +x "$bin"/* 2>/dev/null || true  # some ways of carrying lose the bit
 parts=("$@")
-((${#parts[@]})) || parts=(machine ops worker_ops engine verify evaluation faults bench_ops speed sanitizer)
+((${#parts[@]})) || parts=(machine rates ops worker_ops engine verify evaluation faults bench_ops speed sanitizer)
 results=()
 failed=0
 : >"$out/notrun.txt"
@@ -104,16 +105,18 @@ read -ra speed_flags <<<"${HEARTH_SPEED_FLAGS:-}"
 for name in "${parts[@]}"; do
   case $name in
     machine) part machine 120 "${ours[@]}" "$scripts/machine.sh" "$bin" "$out" ;;
+    rates) has_program rates test_gpu_rates && part rates 60 "${ours[@]}" "$bin/test_gpu_rates" --gtest_brief=1 ;;
     ops) has_program ops test_ops_cuda && part ops 150 "${ours[@]}" "$bin/test_ops_cuda" --gtest_brief=1 ;;
     worker_ops) has_program worker_ops test_worker_ops && part worker_ops 120 "${ours[@]}" "$bin/test_worker_ops" --gtest_brief=1 ;;
     engine)
       if has_program engine test_cuda_engine && has_data engine tests/golden/tiny-a/config.json; then
-        # It looks for its files beside a CMakePresets.json above itself.
+        # They look for their files beside a CMakePresets.json above themselves.
         root=$(mktemp -d)
-        cp "$bin/test_cuda_engine" "$root"
+        cp "$bin/test_cuda_engine" "$bin/test_cuda_engine_lost" "$root"
         ln -s "$data/models" "$data/tests" "$root"
         touch "$root/CMakePresets.json"
         part engine 180 "${ours[@]}" "$root/test_cuda_engine" --gtest_brief=1
+        part engine_lost 60 "${ours[@]}" "$root/test_cuda_engine_lost" --gtest_brief=1
         rm -rf "$root"
       fi
       ;;

@@ -49,14 +49,15 @@ def serve_command(bin_dir, model, run_dir, flags):
 class Cluster:
     """The three services; ends them when left. The log, one JSON object a line, goes to `log`."""
 
-    def __init__(self, bin_dir, model, flags, log):
+    def __init__(self, bin_dir, model, flags, log, environment=None):
         self.bin_dir = pathlib.Path(bin_dir)
         self.run_dir = pathlib.Path(tempfile.mkdtemp(prefix="hearth-gpu-"))
         self.log_path = pathlib.Path(log)
         self._log = open(log, "ab")
         begin = time.monotonic()
         self._process = subprocess.Popen(serve_command(bin_dir, model, self.run_dir, flags),
-                                         stdout=self._log, stderr=subprocess.STDOUT)
+                                         stdout=self._log, stderr=subprocess.STDOUT,
+                                         env={**os.environ, **(environment or {})})
         try:
             self.port = wait_for(self._port, START_SECONDS, "the gateway listens")
             wait_for(self.is_ready, START_SECONDS, "the cluster is ready")

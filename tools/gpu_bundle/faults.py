@@ -1,9 +1,10 @@
-"""What Hearth does when its worker is killed while it generates, and when another process holds the GPU's memory. Writes
-faults.json; exit status 1 if something did not end as it should. With --backend cpu only the worker is killed."""
+"""What Hearth does when its worker is killed while it generates, when the GPU fails under it, and when another process holds the
+GPU's memory. Writes faults.json; exit status 1 if something did not end as it should. With --backend cpu only the worker is killed."""
 
 import argparse
 import contextlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -54,50 +55,76 @@ class Faults:
     def log(self, name):
         return self.out / f"faults-{name}.log"
 
-    def cluster(self, name, *flags):
-        return Cluster(self.arguments.bin, self.arguments.model, ["--backend", self.arguments.backend, *flags], self.log(name))
+    def cluster(self, name, *flags, environment=None):
+        return Cluster(self.arguments.bin, self.arguments.model, ["--backend", self.arguments.backend, *flags], self.log(name),
+                       environment)
 
     def expect(self, condition, what):
         if not condition:
             self.failures.append(what)
             print("NOT AS IT SHOULD BE: " + what, flush=True)
 
+    # Ends the worker while streams run; `name` gets how they ended, and when a new worker answers.
+    def worker_ends(self, name, cluster, end_worker):
+        ends, pieces = [], [0] * N_STREAMS
+
+        def generate(i):
+            try:
+                for _ in cluster.stream(QUESTION, max_tokens=20000, ignore_eos=True):
+                    pieces[i] += 1
+                ends.append((time.monotonic(), "an answer"))
+            except RuntimeError as error:
+                ends.append((time.monotonic(), str(error)))
+
+        threads = [threading.Thread(target=generate, args=(i,)) for i in range(N_STREAMS)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: min(pieces) >= 8, 60, "all streams run")
+        first = cluster.process_of("gpu-worker")
+        begin = time.monotonic()
+        end_worker()
+        for thread in threads:
+            thread.join()
+        ended = max(end for end, _ in ends) - begin
+
+        def answered():
+            try:
+                return cluster.process_of("gpu-worker") != first and cluster.chat(QUESTION)
+            except RuntimeError as error:
+                raise ValueError(error) from error
+
+        text = wait_for(answered, RECOVERY_SECONDS, "an answer of the new worker")
+        self.results[name] = {
+            "streams": N_STREAMS, "pieces_before": pieces, "streams_ended_after_s": round(ended, 3),
+            "streams_ended_with": sorted({reason for _, reason in ends}),
+            "first_answer_after_s": round(time.monotonic() - begin, 3), "answer": text}
+        self.expect(all(reason != "an answer" for _, reason in ends), f"{name}: each stream ends with an error")
+        self.expect(text == ANSWER, f"{name}: the new worker answers right")
+
+    def some_slots(self):
+        return ["--expert-slots", "64"] if self.is_cuda else []
+
     def killed_worker(self):
-        with self.cluster("killed-worker", *(["--expert-slots", "64"] if self.is_cuda else [])) as cluster:
-            ends, pieces = [], [0] * N_STREAMS
+        with self.cluster("killed-worker", *self.some_slots()) as cluster:
+            self.worker_ends("killed_worker", cluster, lambda: cluster.kill("gpu-worker"))
 
-            def generate(i):
-                try:
-                    for _ in cluster.stream(QUESTION, max_tokens=20000, ignore_eos=True):
-                        pieces[i] += 1
-                    ends.append((time.monotonic(), "an answer"))
-                except RuntimeError as error:
-                    ends.append((time.monotonic(), str(error)))
-
-            threads = [threading.Thread(target=generate, args=(i,)) for i in range(N_STREAMS)]
-            for thread in threads:
-                thread.start()
-            wait_for(lambda: min(pieces) >= 8, 60, "all streams run")
-            first = cluster.process_of("gpu-worker")
-            begin = time.monotonic()
-            cluster.kill("gpu-worker")
-            for thread in threads:
-                thread.join()
-            ended = max(end for end, _ in ends) - begin
-
-            def answered():
-                try:
-                    return cluster.process_of("gpu-worker") != first and cluster.chat(QUESTION)
-                except RuntimeError as error:
-                    raise ValueError(error) from error
-
-            text = wait_for(answered, RECOVERY_SECONDS, "an answer of the new worker")
-            self.results["killed_worker"] = {
-                "streams": N_STREAMS, "pieces_before": pieces, "streams_ended_after_s": round(ended, 3),
-                "streams_ended_with": sorted({reason for _, reason in ends}),
-                "first_answer_after_s": round(time.monotonic() - begin, 3), "answer": text}
-            self.expect(all(reason != "an answer" for _, reason in ends), "each stream ends with an error")
-            self.expect(text == ANSWER, "the new worker answers right")
+    # A kernel of ours writes to an illegal address in the worker's process. The library that does it is preloaded and
+    # knows nothing of the worker, which is the product's own.
+    def lost_gpu(self):
+        library = pathlib.Path(self.arguments.bin) / "hearth-gpu-fault"
+        if not library.exists():
+            self.results["lost_gpu"] = "not run: hearth-gpu-fault was not packed"
+            return
+        with tempfile.TemporaryDirectory(prefix="hearth-gpu-") as folder:
+            pipe = pathlib.Path(folder) / "fault"
+            os.mkfifo(pipe)
+            environment = {"LD_PRELOAD": str(library.resolve()), "HEARTH_TEST_GPU_FAULT": str(pipe)}
+            with self.cluster("lost-gpu", *self.some_slots(), environment=environment) as cluster:
+                self.worker_ends("lost_gpu", cluster, lambda: os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)))
+        log = self.log("lost-gpu").read_text()
+        said = [line for line in log.splitlines() if "works no more for this process" in line]
+        self.results["lost_gpu"]["worker_said"] = said[-1:]
+        self.expect(said and "exit code 1" in log, "lost_gpu: the worker says why it ends, with status 1")
 
     # A start that must fail, with a reason that names numbers and a way out.
     def refused_start(self, name, leave_mib, *flags, needles):
@@ -130,6 +157,7 @@ class Faults:
         steps = [self.killed_worker]
         if self.is_cuda:
             steps += [
+                self.lost_gpu,
                 lambda: self.refused_start("little_vram_left", 2048, "--kv-tokens", "8000000",
                                            needles=["MiB are needed", "nvidia-smi"]),
                 lambda: self.refused_start("no_vram_left", 0, needles=["nvidia-smi"]),
