@@ -64,6 +64,13 @@ cudaError_t RotateAndStoreCuda(const AttentionShape& shape, const SequenceRows& 
                                const int64_t* positions, const float* query_gate, const float* k,
                                const float* v, const DeviceKv& kv, float* q, cudaStream_t stream);
 
+// k and v alone, as if each row stood one position earlier; rows at position 0 are left out like
+// idle ones. norms.q_norm is not read.
+cudaError_t StoreOneBeforeCuda(const AttentionShape& shape, const SequenceRows& rows,
+                               const RotaryNorms& norms, const DeviceRotary& rotary,
+                               const int64_t* positions, const float* k, const float* v,
+                               const DeviceKv& kv, cudaStream_t stream);
+
 // out = softmax(q k^T / sqrt(d)) v * sigmoid(gate), each row over all positions up to its own.
 //
 //   q, query_gate, positions  as above

@@ -330,6 +330,35 @@ TEST_F(AttentionCudaTest, RotatesAndStoresAsTheReferenceDoes) {
   }
 }
 
+TEST_F(AttentionCudaTest, StoresAsIfRowsStoodOnePositionEarlier) {
+  uint32_t seed = 500;
+  for (const KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8}) {
+    const AttentionShape shape{4, 2, 64};
+    const int64_t row = int64_t{shape.n_kv_heads} * shape.head_dim;
+    const SequenceRows rows{2, 3};
+    // The second sequence's first row has none before it.
+    const auto positions = ToDevice(std::vector<int64_t>{16, 17, 18, 0, 1, 2}),
+               earlier = ToDevice(std::vector<int64_t>{15, 16, 17, -1, 0, 1});
+    Pool pool(shape, 2, 20, 16, type, ++seed), same(shape, 2, 20, 16, type, seed);
+    const auto k = ToDevice(RandomFloats(6 * row, 600)), v = ToDevice(RandomFloats(6 * row, 601)),
+               norm = ToDevice(RandomFloats(shape.head_dim, 602)),
+               query_gate = ToDevice(RandomFloats(6 * 4 * 2 * 64, 603));
+    const auto frequencies = ToDevice(std::vector<double>{1, 0.25, 0.01});
+    auto q = Poisoned<float>(6 * 4 * 64);
+    const DeviceRotary rotary{frequencies.data(), 3, 1.5};
+    const Floats untouched = pool.device_keys();
+    HEARTH_EXPECT_CUDA(StoreOneBeforeCuda(shape, rows, {nullptr, norm.data(), kEps}, rotary,
+                                          positions.data(), k.data(), v.data(), pool.device(),
+                                          nullptr));
+    HEARTH_EXPECT_CUDA(RotateAndStoreCuda(shape, rows, {norm.data(), norm.data(), kEps}, rotary,
+                                          earlier.data(), query_gate.data(), k.data(), v.data(),
+                                          same.device(), q.data(), nullptr));
+    EXPECT_EQ(pool.device_keys(), same.device_keys());
+    EXPECT_EQ(pool.device_values(), same.device_values());
+    EXPECT_NE(pool.device_keys(), untouched);
+  }
+}
+
 TEST_F(AttentionCudaTest, RoundedOutputsAreThoseThatTheLinearLayerWouldRound) {
   const AttentionShape shape{4, 2, 128};
   constexpr int kRows = 3, kWidth = 4 * 128;

@@ -49,14 +49,21 @@ __device__ Unit UnitOf(const DeltaShape& shape, int unit) {
           unit};
 }
 
-__device__ void WriteGates(const ConvolveArgs& args, int value_head, int64_t row) {
+// `kept` [channels | Hv | Hv]: where the row is kept too, if it is.
+__device__ void WriteGates(const ConvolveArgs& args, int value_head, int64_t row, float* kept) {
   const int share = args.shape.value_heads / args.shape.key_heads;
   const float* gates =
       args.ba + (row * args.shape.key_heads + value_head / share) * 2 * share + value_head % share;
   const int64_t at = row * args.shape.value_heads + value_head;
-  args.to.beta[at] = SigmoidOf(gates[0]);
-  args.to.decay[at] = expf(-expf(args.weights.a_log[value_head]) *
+  const float beta = SigmoidOf(gates[0]);
+  const float decay = expf(-expf(args.weights.a_log[value_head]) *
                            SoftplusOf(gates[share] + args.weights.dt_bias[value_head]));
+  args.to.beta[at] = beta;
+  args.to.decay[at] = decay;
+  if (kept == nullptr) return;
+  kept += KeptRowFloats(args.shape) - 2 * args.shape.value_heads + value_head;
+  kept[0] = decay;
+  kept[args.shape.value_heads] = beta;
 }
 
 // One warp (and block) owns a unit of one sequence over kRowsAWarp rows: blockIdx.x is the unit, y
@@ -95,11 +102,20 @@ __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
   JoinChain();
   float* const history = args.histories[blockIdx.y];
   if (history == nullptr) return;
+  const DeltaDrafts& drafts = args.to.drafts;
+  const int n_pending = drafts.n_pending != nullptr ? drafts.n_pending[blockIdx.y] : 0;
+  const float* const past = history + n_pending * channels;
+  // Where row t is kept, if it is.
+  const auto kept_at = [&](int t) {
+    return t < n_rows - drafts.n
+               ? nullptr
+               : drafts.kept[blockIdx.y] + (t - n_rows + drafts.n) * KeptRowFloats(shape);
+  };
 
   // Input of row t of the sequence, which may be one before its first.
   const auto input_at = [&](int t, int channel) {
     if (t >= 0) return input[t * row_size + channel];
-    return t + n_past >= 0 ? history[(t + n_past) * channels + unit.to + channel] : 0.f;
+    return t + n_past >= 0 ? past[(t + n_past) * channels + unit.to + channel] : 0.f;
   };
 
   // The window before the first row.
@@ -145,27 +161,31 @@ __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
     // Norm.
     const float factor = unit.is_normalised ? unit.scale / sqrtf(WarpSum(squares) + kL2Eps) : 1.f;
     float* const to = args.to.mixed + (first_row + t) * channels + unit.to;
+    float* const kept = kept_at(t);
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const int channel = lane + i * kWarp;
-      if (channel < unit.width) to[channel] = value[i] * factor;
+      if (channel >= unit.width) continue;
+      to[channel] = value[i] * factor;
+      if (kept != nullptr) kept[unit.to + channel] = value[i] * factor;
     }
   }
   // Gates: a lane has a row.
   static_assert(kRowsAWarp <= kWarp);
   if (unit.value_head >= 0 && begin + lane < end) {
-    WriteGates(args, unit.value_head, first_row + begin + lane);
+    WriteGates(args, unit.value_head, first_row + begin + lane, kept_at(begin + lane));
   }
 
-  // History: the last inputs of the sequence. Only this lane reads or writes these channels of it,
-  // from its oldest row on, and row p is never read after it was written.
+  // History: the last inputs of the sequence, those of drafts beyond the others. Only this lane
+  // reads or writes these channels of it, from its oldest row on, and row p is never read after it
+  // was written.
   if (blockIdx.z != 0) return;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int channel = lane + i * kWarp;
     if (channel >= unit.width) continue;
-    for (int p = 0; p < n_past; ++p) {
-      history[p * channels + unit.to + channel] = input_at(n_rows - n_past + p, channel);
+    for (int p = 0; p < n_past + drafts.n; ++p) {
+      history[p * channels + unit.to + channel] = input_at(n_rows - drafts.n - n_past + p, channel);
     }
   }
 }
@@ -177,7 +197,8 @@ cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
                          float* const* histories, const DeltaInputs& to, cudaStream_t stream) {
   const int widest = shape.key_dim > shape.value_dim ? shape.key_dim : shape.value_dim;
   if (rows.n_sequences < 0 || rows.n_rows < 0 || weights.width < 2 || weights.width > kMaxWidth ||
-      shape.key_heads < 1 || shape.value_heads % shape.key_heads != 0 || widest > 8 * kWarp) {
+      shape.key_heads < 1 || shape.value_heads % shape.key_heads != 0 || widest > 8 * kWarp ||
+      to.drafts.n < 0 || (to.drafts.n > 0 && to.drafts.n >= rows.n_rows)) {
     return cudaErrorInvalidValue;
   }
   if (rows.total() == 0) return cudaSuccess;

@@ -23,7 +23,8 @@ namespace hearth::worker {
 //   ba         [S n, Hk, b Hv/Hk | a Hv/Hk]  float, in_proj_ba's output
 //   kernel     [W, channels]  float, newest sample last; channels are all q | all k | all v
 //   a_log, dt_bias  [Hv]  float
-//   histories  [S] of [W - 1, channels]  float, oldest first: the inputs before row 0; updated
+//   histories  [S] of [W - 1, channels]  float, oldest first: the inputs before row 0; updated.
+//              With drafts [W - 1 + their number, channels], see DeltaDrafts
 //   mixed      [S n, channels]  float: q / |q| / sqrt(dk), k / |k|, v
 //   decay, beta  [S n, Hv]  float: exp(g), sigmoid(b)
 //
@@ -35,10 +36,31 @@ struct ConvolveWeights {
   const float* a_log = nullptr;
   const float* dt_bias = nullptr;
 };
+
+// Rows that may be taken back (guesses). The state stays as it was before them; what the rule needs
+// of them is kept, and the next launch sees to those that were not taken back before its own rows,
+// with the same result. So taking back costs nothing, and no state is ever copied.
+//
+// A history keeps the inputs of such rows behind the others: those before the next row 0 begin at
+// row n_pending of it.
+struct DeltaDrafts {
+  int n = 0;  // the last n rows of each sequence, fewer than all of them
+  // Of the rows that an earlier launch kept, how many of the first the state is still to see.
+  const int32_t* n_pending = nullptr;     // [S], device; null: none
+  const float* const* pending = nullptr;  // [S] of [n_pending, KeptRowFloats]
+  float* const* kept = nullptr;           // [S] of [n, KeptRowFloats], written; not `pending`
+};
+// A row of mixed, of decay and of beta.
+__host__ __device__ constexpr int64_t KeptRowFloats(const DeltaShape& shape) {
+  return 2 * int64_t{shape.key_heads} * shape.key_dim +
+         int64_t{shape.value_heads} * (shape.value_dim + 2);
+}
+
 struct DeltaInputs {
   float* mixed = nullptr;
   float* decay = nullptr;
   float* beta = nullptr;
+  DeltaDrafts drafts = {};
 };
 cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
                          const ConvolveWeights& weights, const float* qkvz, const float* ba,
@@ -57,8 +79,9 @@ cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
 // once and written once a launch. It is read before the kernel in front has ended, so that between
 // two launches that update one state there must be another kernel: ConvolveCuda, say. `parts` cuts
 // the columns of a head among that many blocks (0: the default), with the same result. With more
-// than one part or row the norm is a second launch. Bytes: 8 S Hv dk dv + 4 S n (channels + 2 Hv dv
-// + 2 Hv); operations: 8 S n Hv dk dv.
+// than one part or row the norm is a second launch. Without rows (n = 0) the states still see to
+// what is pending. Bytes: 8 S Hv dk dv + 4 S n (channels + 2 Hv dv + 2 Hv); operations: 8 S n Hv dk
+// dv.
 cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows, const DeltaInputs& in,
                           const float* qkvz, const float* norm, float eps, float* const* states,
                           float* out, const RoundedRows& rounded, int parts, cudaStream_t stream);

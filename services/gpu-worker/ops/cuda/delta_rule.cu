@@ -42,14 +42,13 @@ struct Place {
   int column;
 };
 
+// Of one row: mixed [channels], decay and beta [Hv].
 template <int kRows>
-__device__ RowInputs<kRows> Load(const DeltaArgs& args, const Place& place, int64_t row) {
-  const DeltaShape& shape = args.shape;
+__device__ RowInputs<kRows> Load(const DeltaShape& shape, const Place& place, const float* mixed,
+                                 const float* decay, const float* beta) {
   const int dk = shape.key_dim;
   const int64_t n_keys = int64_t{shape.key_heads} * dk;
-  const int64_t channels = 2 * n_keys + int64_t{shape.value_heads} * shape.value_dim;
   const int key_head = place.head / (shape.value_heads / shape.key_heads);
-  const float* const mixed = args.in.mixed + row * channels;
   RowInputs<kRows> in;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -60,8 +59,8 @@ __device__ RowInputs<kRows> Load(const DeltaArgs& args, const Place& place, int6
   const float* const v = mixed + 2 * n_keys + int64_t{place.head} * shape.value_dim + place.column;
   const bool is_mine = place.column < shape.value_dim;
   in.v = is_mine ? float4{v[0], v[1], v[2], v[3]} : float4{0, 0, 0, 0};
-  in.decay = args.in.decay[row * shape.value_heads + place.head];
-  in.beta = args.in.beta[row * shape.value_heads + place.head];
+  in.decay = decay[place.head];
+  in.beta = beta[place.head];
   return in;
 }
 
@@ -144,29 +143,44 @@ __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKern
 
   JoinChain();
   if (states == nullptr) return;  // the whole block
-  RowInputs<kRows> next = Load<kRows>(args, place, first_row);
+  const DeltaDrafts& drafts = args.in.drafts;
+  const int n_pending = drafts.n_pending != nullptr ? drafts.n_pending[blockIdx.y] : 0;
+  const int n = n_pending + n_rows;
+  const auto load = [&](int i) {
+    const int64_t heads = shape.value_heads, channels = KeptRowFloats(shape) - 2 * heads;
+    if (i < n_pending) {
+      const float* const row = drafts.pending[blockIdx.y] + i * KeptRowFloats(shape);
+      return Load<kRows>(shape, place, row, row + channels, row + channels + heads);
+    }
+    const int64_t row = first_row + i - n_pending;
+    return Load<kRows>(shape, place, args.in.mixed + row * channels, args.in.decay + row * heads,
+                       args.in.beta + row * heads);
+  };
+  RowInputs<kRows> next = {};
+  if (n > 0) next = load(0);
 
-  // Row after row, the next one's inputs on their way.
-  for (int t = 0; t < n_rows; ++t) {
+  // Row after row, the next one's inputs on their way. The state is written before drafts.
+  for (int i = 0; i < n; ++i) {
     const RowInputs<kRows> in = next;
-    if (t + 1 < n_rows) next = Load<kRows>(args, place, first_row + t + 1);
+    if (i + 1 < n) next = load(i + 1);
     const float4 out = Update<kRows>(in, state);
-    if (!is_mine || place.group != 0) continue;
+    if (i + 1 == n - drafts.n) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int state_row = place.group + r * kGroups;
+        if (!is_mine || state_row >= dk) continue;
+        *reinterpret_cast<float4*>(home + int64_t{state_row} * dv) =
+            float4{state[r][0], state[r][1], state[r][2], state[r][3]};
+      }
+    }
+    if (i < n_pending || !is_mine || place.group != 0) continue;
     if constexpr (kIsNormed) {
       *reinterpret_cast<float4*>(whole + place.column) = out;
     } else {
-      float* const to = args.out + ((first_row + t) * shape.value_heads + place.head) * dv;
+      const int64_t row = first_row + i - n_pending;
+      float* const to = args.out + (row * shape.value_heads + place.head) * dv;
       *reinterpret_cast<float4*>(to + place.column) = out;
     }
-  }
-
-  // Write the state.
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const int i = place.group + r * kGroups;
-    if (!is_mine || i >= dk) continue;
-    *reinterpret_cast<float4*>(home + int64_t{i} * dv) =
-        float4{state[r][0], state[r][1], state[r][2], state[r][3]};
   }
 
   // Norm, of a single row.
@@ -209,10 +223,13 @@ cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows, con
   if (rows.n_sequences < 0 || rows.n_rows < 0 || rows.total() > 65535 || parts < 0 ||
       shape.key_heads < 1 || shape.value_heads % shape.key_heads != 0 || shape.key_dim < 1 ||
       shape.key_dim > kMaxDim || shape.value_dim < 4 || shape.value_dim % 4 != 0 ||
-      shape.value_dim > kMaxDim || (rounded.words != nullptr && shape.value_dim % 64 != 0)) {
+      shape.value_dim > kMaxDim || (rounded.words != nullptr && shape.value_dim % 64 != 0) ||
+      in.drafts.n < 0 || (in.drafts.n > 0 && in.drafts.n >= rows.n_rows)) {
     return cudaErrorInvalidValue;
   }
-  if (rows.total() == 0) return cudaSuccess;
+  if (rows.total() == 0 && (rows.n_sequences == 0 || in.drafts.n_pending == nullptr)) {
+    return cudaSuccess;
+  }
   const DeltaArgs args{shape, rows, in, qkvz, norm, eps, states, out, rounded};
   const int all_warps = (shape.value_dim + kColumnsAWarp - 1) / kColumnsAWarp;
   const int wanted = parts == 0 ? kDefaultParts : parts;
@@ -220,7 +237,7 @@ cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows, con
   const int n_parts = (all_warps + warps - 1) / warps;
   if (n_parts == 1 && rows.n_rows == 1) return LaunchRule<true>(args, n_parts, warps, stream);
   if (const cudaError_t error = LaunchRule<false>(args, n_parts, warps, stream);
-      error != cudaSuccess) {
+      error != cudaSuccess || rows.total() == 0) {
     return error;
   }
   const dim3 grid(static_cast<unsigned>(shape.value_heads), static_cast<unsigned>(rows.total()));

@@ -15,6 +15,7 @@ struct RotaryArgs {
   RotaryNorms norms;
   DeviceRotary rotary;
   const int64_t* positions;
+  int n_earlier;  // as if each row stood so many positions earlier
   const float* query_gate;
   const float* k;
   const float* v;
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kWarp) RotateAndStoreKernel(RotaryArgs args) {
   __shared__ float shared[kMaxDim];
   JoinChain();
   const int64_t row = blockIdx.y;
-  const int64_t position = args.positions[row];
+  const int64_t position = args.positions[row] - args.n_earlier;
   if (position < 0) return;
   const AttentionShape& shape = args.shape;
   const int d = shape.head_dim, lane = static_cast<int>(threadIdx.x);
@@ -122,25 +123,40 @@ __global__ void __launch_bounds__(kWarp) RotateAndStoreKernel(RotaryArgs args) {
   }
 }
 
+cudaError_t LaunchRotary(const RotaryArgs& args, cudaStream_t stream) {
+  const AttentionShape& shape = args.shape;
+  const SequenceRows& rows = args.rows;
+  if (rows.n_sequences < 0 || rows.n_rows < 0 || rows.total() > 65535 || shape.n_kv_heads < 1 ||
+      shape.n_heads % shape.n_kv_heads != 0 || shape.head_dim < 1 || shape.head_dim > kMaxDim ||
+      args.rotary.half < 0 || 2 * args.rotary.half > shape.head_dim || args.kv.page_tokens < 1) {
+    return cudaErrorInvalidValue;
+  }
+  if (rows.total() == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(shape.n_heads + 2 * shape.n_kv_heads),
+                  static_cast<unsigned>(rows.total()));
+  auto* const kernel = args.kv.type == KvType::kF32    ? RotateAndStoreKernel<float>
+                       : args.kv.type == KvType::kBf16 ? RotateAndStoreKernel<__nv_bfloat16>
+                                                       : RotateAndStoreKernel<int8_t>;
+  return Launch(kernel, {.grid = grid, .threads = kWarp, .stream = stream}, args);
+}
+
 }  // namespace
 
 cudaError_t RotateAndStoreCuda(const AttentionShape& shape, const SequenceRows& rows,
                                const RotaryNorms& norms, const DeviceRotary& rotary,
                                const int64_t* positions, const float* query_gate, const float* k,
                                const float* v, const DeviceKv& kv, float* q, cudaStream_t stream) {
-  if (rows.n_sequences < 0 || rows.n_rows < 0 || rows.total() > 65535 || shape.n_kv_heads < 1 ||
-      shape.n_heads % shape.n_kv_heads != 0 || shape.head_dim < 1 || shape.head_dim > kMaxDim ||
-      rotary.half < 0 || 2 * rotary.half > shape.head_dim || kv.page_tokens < 1) {
-    return cudaErrorInvalidValue;
-  }
-  if (rows.total() == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(shape.n_heads + 2 * shape.n_kv_heads),
-                  static_cast<unsigned>(rows.total()));
-  const RotaryArgs args{shape, rows, norms, rotary, positions, query_gate, k, v, kv, q};
-  auto* const kernel = kv.type == KvType::kF32    ? RotateAndStoreKernel<float>
-                       : kv.type == KvType::kBf16 ? RotateAndStoreKernel<__nv_bfloat16>
-                                                  : RotateAndStoreKernel<int8_t>;
-  return Launch(kernel, {.grid = grid, .threads = kWarp, .stream = stream}, args);
+  return LaunchRotary({shape, rows, norms, rotary, positions, 0, query_gate, k, v, kv, q}, stream);
+}
+
+cudaError_t StoreOneBeforeCuda(const AttentionShape& shape, const SequenceRows& rows,
+                               const RotaryNorms& norms, const DeviceRotary& rotary,
+                               const int64_t* positions, const float* k, const float* v,
+                               const DeviceKv& kv, cudaStream_t stream) {
+  AttentionShape keys_alone = shape;
+  keys_alone.n_heads = 0;
+  return LaunchRotary({keys_alone, rows, norms, rotary, positions, 1, nullptr, k, v, kv, nullptr},
+                      stream);
 }
 
 }  // namespace hearth::worker
