@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -34,12 +35,14 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint64_t kMaxFileBytes = 16 << 20;
 constexpr int64_t kMaxTotal = 1024;
+constexpr uint64_t kVramBytes = uint64_t{4} << 30;  // of each engine, all experts included
 
 struct Settings {
   std::filesystem::path model;
   int n_threads = 2;
   int n_answers = 48;
   int n_turns = 5;
+  bool is_cuda = false;
 };
 
 struct Mode {
@@ -194,12 +197,16 @@ absl::StatusOr<json::object> Measure(const Settings& settings, const Model& mode
   std::vector<std::unique_ptr<worker::Engine>> engines;
   std::vector<std::unique_ptr<Runner>> runners;
   for (const Mode& mode : modes) {
-    HEARTH_ASSIGN_OR_RETURN(engines.emplace_back(),
-                            worker::Engine::Create(*model.checkpoint, model.experts.get(),
-                                                   {.n_threads = settings.n_threads,
-                                                    .exact = false,
-                                                    .kv_tokens = 16384,
-                                                    .max_drafts = mode.max_drafts}));
+    HEARTH_ASSIGN_OR_RETURN(
+        engines.emplace_back(),
+        worker::Engine::Create(
+            *model.checkpoint, model.experts.get(),
+            {.backend = settings.is_cuda ? worker::BackendKind::kCuda : worker::BackendKind::kCpu,
+             .n_threads = settings.n_threads,
+             .exact = false,
+             .kv_tokens = 16384,
+             .max_drafts = mode.max_drafts,
+             .vram_bytes = kVramBytes}));
     runners.push_back(std::make_unique<Runner>(model, *engines.back(), mode.drafting, at_once));
   }
   std::fprintf(stderr, "%d at once, %s\n", at_once, is_sampled ? "sampled" : "greedy");
@@ -243,13 +250,14 @@ absl::StatusOr<json::object> MeasureAll(const Settings& settings) {
 
 int Main(int argc, char** argv) {
   if (argc < 2) {
-    std::fprintf(stderr, "usage: hearth-bench-mtp MODEL [THREADS [ANSWERS [TURNS]]]\n");
+    std::fprintf(stderr, "usage: hearth-bench-mtp MODEL [THREADS [ANSWERS [TURNS [cuda]]]]\n");
     return 2;
   }
   Settings settings{.model = argv[1]};
   if (argc > 2) settings.n_threads = std::max(1, std::atoi(argv[2]));
   if (argc > 3) settings.n_answers = std::max(1, std::atoi(argv[3]));
   if (argc > 4) settings.n_turns = std::max(1, std::atoi(argv[4]));
+  if (argc > 5) settings.is_cuda = std::string_view(argv[5]) == "cuda";
   const auto result = MeasureAll(settings);
   if (!result.ok()) {
     std::fprintf(stderr, "hearth-bench-mtp: %s\n", result.status().ToString().c_str());

@@ -33,6 +33,7 @@ struct Batch {
   std::vector<int64_t> positions;  // [T]
   std::vector<BatchItem> items;
   std::vector<int32_t> logits_rows;  // rows whose logits are wanted
+  bool is_draft = false;             // for Forward::Draft
   int n_rows() const { return static_cast<int>(ids.size()); }
 };
 

@@ -2,7 +2,6 @@
 // straight.
 #include <algorithm>
 #include <memory>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -90,7 +89,6 @@ class CpuEngine final : public Engine {
 
  private:
   Batch MakeBatch(std::span<const StepItem> items);
-  absl::Status CheckDraft(std::span<const DraftItem> items, int depth) const;
 
   const ModelConfig config_;
   const EngineOptions options_;
@@ -134,38 +132,13 @@ absl::Status CpuEngine::Step(std::span<const StepItem> items, StepLogits* logits
   return absl::OkStatus();
 }
 
-absl::Status CpuEngine::CheckDraft(std::span<const DraftItem> items, int depth) const {
-  if (depth < 0 || depth >= max_drafts()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("draft ", depth, ", the engine makes ", max_drafts()));
-  }
-  if (static_cast<int64_t>(items.size()) > options_.max_batch_tokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(items.size(), " drafts at once, the limit is ", options_.max_batch_tokens));
-  }
-  std::set<const SequenceState*> seen;
-  int64_t pages = 0;
-  for (const DraftItem& item : items) {
-    if (item.state == nullptr || !seen.insert(item.state).second) {
-      return absl::InvalidArgumentError("a draft's item needs a sequence, each once");
-    }
-    HEARTH_RETURN_IF_ERROR(CheckTokenId(config_, item.token));
-    const auto& sequence = static_cast<const CpuSequence&>(*item.state);
-    if (sequence.n_tokens() == 0 || (depth > 0 && sequence.n_guessed() != depth)) {
-      return absl::InvalidArgumentError(absl::StrCat("draft ", depth, " after ",
-                                                     sequence.n_tokens(), " tokens and ",
-                                                     sequence.n_guessed(), " drafts"));
-    }
-    pages += sequence.PagesNeeded(depth);
-  }
-  if (pages <= pool_->pages_free()) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
-      absl::StrCat("the draft needs ", pages, " KV pages, ", pool_->pages_free(), " are free"));
-}
-
 absl::Status CpuEngine::Draft(std::span<const DraftItem> items, int depth, StepLogits* logits) {
-  HEARTH_RETURN_IF_ERROR(CheckDraft(items, depth));
+  HEARTH_RETURN_IF_ERROR(
+      CheckDraft(*this, items, depth, options_.max_batch_tokens, [](const SequenceState& state) {
+        return static_cast<const CpuSequence&>(state).n_guessed();
+      }));
   Batch batch;
+  batch.is_draft = true;
   for (const DraftItem& item : items) {
     auto* sequence = static_cast<CpuSequence*>(item.state);
     sequence->Grow(depth);

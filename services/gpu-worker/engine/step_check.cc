@@ -47,6 +47,36 @@ absl::Status CheckStep(const Engine& engine, std::span<const StepItem> items, in
   return absl::OkStatus();
 }
 
+absl::Status CheckDraft(const Engine& engine, std::span<const DraftItem> items, int depth,
+                        int64_t max_items,
+                        const std::function<int(const SequenceState&)>& n_guessed) {
+  if (depth < 0 || depth >= engine.max_drafts()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("draft ", depth, ", the engine makes ", engine.max_drafts()));
+  }
+  if (static_cast<int64_t>(items.size()) > max_items) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(items.size(), " drafts at once, the limit is ", max_items));
+  }
+  std::set<const SequenceState*> seen;
+  int64_t pages = 0;
+  for (const DraftItem& item : items) {
+    if (item.state == nullptr || !seen.insert(item.state).second) {
+      return absl::InvalidArgumentError("a draft's item needs a sequence, each once");
+    }
+    HEARTH_RETURN_IF_ERROR(CheckTokenId(engine.config(), item.token));
+    const int64_t n_tokens = item.state->n_tokens();
+    if (n_tokens == 0 || (depth > 0 && n_guessed(*item.state) != depth)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "draft ", depth, " after ", n_tokens, " tokens and ", n_guessed(*item.state), " drafts"));
+    }
+    pages += engine.PagesNeeded(*item.state, depth);
+  }
+  if (pages <= engine.pages_free()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the draft needs ", pages, " KV pages, ", engine.pages_free(), " are free"));
+}
+
 absl::StatusOr<int> DeltaLayerIndex(const ModelConfig& config, int layer) {
   if (layer < 0 || layer >= config.n_layers ||
       config.layers[static_cast<size_t>(layer)].mixer != MixerKind::kDeltaNet) {

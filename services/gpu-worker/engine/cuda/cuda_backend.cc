@@ -18,8 +18,9 @@ constexpr int64_t kFirstBucket = 1024;
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-int64_t WidestInput(const ModelConfig& c) {
-  return std::max({int64_t{c.hidden_size}, int64_t{c.n_heads} * c.head_dim,
+int64_t WidestInput(const ModelConfig& c, const CudaBackendShape& shape) {
+  return std::max({int64_t{c.hidden_size} * (shape.max_drafts > 0 ? 2 : 1),
+                   int64_t{c.n_heads} * c.head_dim,
                    int64_t{c.linear_value_heads} * c.linear_value_head_dim,
                    int64_t{c.shared_expert_intermediate_size}, int64_t{c.intermediate_size}});
 }
@@ -81,7 +82,8 @@ uint64_t CudaBackend::ScratchBytes(const ModelConfig& c, const CudaBackendShape&
   floats += AttentionScratchFloats({c.n_heads, c.n_kv_heads, c.head_dim}, kDecodeRows,
                                    shape.max_positions);
   floats += PrefillDeltaScratchBytes(delta, shape.max_rows) / 4;
-  int64_t halves = 3 * rows * WidestInput(c);
+  if (shape.max_drafts > 0) floats += rows * 2 * c.hidden_size;
+  int64_t halves = 3 * rows * WidestInput(c, shape);
   if (rows > kDecodeRows) halves += places * (c.expert_intermediate_size + c.hidden_size);
   return static_cast<uint64_t>(4 * floats + 2 * halves + 64 * places + (int64_t{8} << 20));
 }
@@ -96,14 +98,17 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
   embedding_bits_ = weights.embedding_bits;
 
   const int64_t pointers = int64_t{n_states_} * kDecodeRows;
+  const int64_t draft_bytes = shape_.max_drafts > 0 ? DraftTables::Bytes(n_states_) : 0;
   const int64_t n_divisions = int64_t{kDecodeRows} * c.experts_per_token + 1;
-  batch_bytes_ = rows * 12 + pointers * 16 + n_divisions * 2;
+  batch_bytes_ = rows * 12 + pointers * 16 + n_divisions * 2 + draft_bytes;
   HEARTH_RETURN_IF_ERROR(pinned_batch_.Allocate(static_cast<uint64_t>(batch_bytes_)));
   batch_memory_ = Take<std::byte>(batch_bytes_);
   positions_ = reinterpret_cast<int64_t*>(batch_memory_);
   histories_ = reinterpret_cast<float**>(positions_ + rows);
   states_ = histories_ + pointers;
-  ids_ = reinterpret_cast<int32_t*>(states_ + pointers);
+  auto* const draft_memory = reinterpret_cast<std::byte*>(states_ + pointers);
+  if (shape_.max_drafts > 0) draft_tables_ = DraftTables::At(draft_memory, n_states_);
+  ids_ = reinterpret_cast<int32_t*>(draft_memory + draft_bytes);
   in_place_ = reinterpret_cast<uint16_t*>(ids_ + rows);
 
   const int64_t page_tokens = state_->shape().page_tokens;
@@ -112,7 +117,7 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
       pinned_pages_.Allocate(static_cast<uint64_t>(max_pages_) * kDecodeRows * 4));
   page_table_ = Take<int32_t>(max_pages_ * kDecodeRows);
 
-  const uint64_t choice_bytes = static_cast<uint64_t>(places * c.n_layers) * 4;
+  const uint64_t choice_bytes = static_cast<uint64_t>(places * n_layers()) * 4;
   HEARTH_RETURN_IF_ERROR(pinned_choices_.Allocate(choice_bytes));
   if (routing_ != nullptr) {
     HEARTH_RETURN_IF_ERROR(pinned_imposed_.Allocate(choice_bytes));
@@ -143,17 +148,17 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
                                                        kDecodeRows, shape_.max_positions));
   shared_ = Allocate(rows * c.hidden_size);
   for (Rounded* rounded : {&rounded_h_, &rounded_mixer_}) {
-    rounded->rows = {Take<uint32_t>(kDecodeRows * WidestInput(c) / 4),
-                     Take<float>(kDecodeRows * WidestInput(c) / 64 + 1)};
+    rounded->rows = {Take<uint32_t>(kDecodeRows * WidestInput(c, shape_) / 4),
+                     Take<float>(kDecodeRows * WidestInput(c, shape_) / 64 + 1)};
   }
   choice_ids_ = Take<int32_t>(places);
   choice_weights_ = Take<float>(places);
   places_ = Take<ExpertPlace>(places + rows);
   is_here_ = Take<uint8_t>(std::max(1, c.n_experts));
   if (rows > kDecodeRows) {
-    half_rows_ = Take<uint16_t>(rows * WidestInput(c));
-    high_rows_ = Take<uint16_t>(rows * WidestInput(c));
-    low_rows_ = Take<uint16_t>(rows * WidestInput(c));
+    half_rows_ = Take<uint16_t>(rows * WidestInput(c, shape_));
+    high_rows_ = Take<uint16_t>(rows * WidestInput(c, shape_));
+    low_rows_ = Take<uint16_t>(rows * WidestInput(c, shape_));
     expert_act_ = Take<uint16_t>(places * c.expert_intermediate_size);
     products_ = Take<uint16_t>(places * c.hidden_size);
     groups_.offsets = Take<int32_t>(c.n_experts + 1);
@@ -182,7 +187,11 @@ absl::Status CudaBackend::Begin(const Batch& batch) {
   auto* positions = reinterpret_cast<int64_t*>(pinned);
   auto** histories = reinterpret_cast<float**>(positions + rows);
   auto** states = histories + int64_t{n_states_} * kDecodeRows;
-  auto* ids = reinterpret_cast<int32_t*>(states + int64_t{n_states_} * kDecodeRows);
+  auto* ids =
+      reinterpret_cast<int32_t*>(pinned + (reinterpret_cast<std::byte*>(ids_) - batch_memory_));
+  if (shape_.max_drafts > 0) {
+    DescribeDrafts(reinterpret_cast<std::byte*>(states + int64_t{n_states_} * kDecodeRows));
+  }
   std::ranges::copy(batch.positions, positions);
   std::ranges::copy(batch.ids, ids);
   if (is_decode()) {
@@ -217,8 +226,10 @@ absl::Status CudaBackend::Begin(const Batch& batch) {
 absl::Status CudaBackend::UploadPages(int s, const CudaSequence& sequence) {
   PageRow& row = page_rows_[s];
   const size_t n = sequence.pages().size();
-  if (row.sequence == sequence.id() && row.n_pages == n) return absl::OkStatus();
-  row = {sequence.id(), n};
+  if (row.sequence == sequence.id() && row.version == sequence.pages_version()) {
+    return absl::OkStatus();
+  }
+  row = {sequence.id(), sequence.pages_version()};
   int32_t* pinned = pinned_pages_.as<int32_t>() + s * max_pages_;
   std::ranges::copy(sequence.pages(), pinned);
   return CudaStatus(cudaMemcpyAsync(page_table_ + s * max_pages_, pinned, n * 4,
@@ -278,14 +289,18 @@ absl::Status CudaBackend::Finish(float* logits) {
   const auto vocabulary = static_cast<int64_t>(config_.vocab_size);
   const std::span<const int32_t> choices(
       pinned_choices_.as<int32_t>(),
-      static_cast<size_t>(config_.n_layers * rows_.total() * config_.experts_per_token));
+      static_cast<size_t>(n_layers() * rows_.total() * config_.experts_per_token));
   if (is_decode()) {
     for (const int32_t row : batch_->logits_rows) {
       logits = std::copy_n(pinned_logits_.as<float>() + row * vocabulary, vocabulary, logits);
     }
     awaited_seconds_ += misses_.step_times().awaited;
     division_.Learn(misses_.step_times().kernels, misses_.TakeAnswerTimes());
-    experts_.EndDecode(choices, rows_.total(), config_.experts_per_token);
+    if (batch_->is_draft) {
+      experts_.EndDraft(choices, rows_.total(), config_.experts_per_token);
+    } else {
+      experts_.EndDecode(choices, rows_.total(), config_.experts_per_token);
+    }
     return absl::OkStatus();
   }
   logits = std::ranges::copy(logits_host_, logits).out;

@@ -25,6 +25,7 @@
 #include "services/gpu-worker/engine/cuda/miss_server.h"
 #include "services/gpu-worker/experts/miss_division.h"
 #include "services/gpu-worker/ops/cuda/decode_linear.h"
+#include "services/gpu-worker/ops/cuda/delta_cuda.h"
 #include "services/gpu-worker/ops/cuda/device.h"
 #include "services/gpu-worker/ops/cuda/linear.h"
 #include "services/gpu-worker/ops/cuda/rounded_rows.h"
@@ -38,6 +39,7 @@ struct CudaBackendShape {
   int exchange_rows = 0;      // of a batch whose misses the CPU computes: kDecodeRows at least
   int64_t max_positions = 0;  // of a sequence
   bool exact = false;
+  int max_drafts = 0;  // 0: no multi-token prediction
 };
 
 class CudaBackend final : public Backend {
@@ -68,12 +70,22 @@ class CudaBackend final : public Backend {
   void Mlp(const ExpertRef& mlp, const float* h, float* out) override;
   void Head(const LinearRef& head, const float* h) override;
   absl::Status Finish(float* logits) override;
+  void ShiftHidden(int width, const float* h, float* before) override;
+  void LoadHidden(int width, bool of_draft, float* out) override;
+  void KeepDraftHidden(int width, const float* h) override;
+  void Join(int width, const float* a, const float* b, float* out) override;
+  void StoreOneBefore(const AttentionShape& shape, int attention_layer, const AttentionNorms& norms,
+                      float* k, const float* v) override;
   std::vector<float> Read(const float* values, int64_t n) override;
   const RouterChoice& Choice() override;
 
   cudaStream_t stream() const { return stream_.get(); }
   // Zeroes a new sequence's states; an error is the next step's.
   void Zero(const CudaSequence& sequence);
+  // A delta-net layer's states after all tokens seen: history [W - 1, channels], oldest first, and
+  // recurrent [Hv, dk, dv]. Waits for the step, and takes memory for the time.
+  absl::Status ReadState(const CudaSequence& sequence, int delta_layer, std::vector<float>* history,
+                         std::vector<float>* recurrent);
   // After a step that failed: waits until nothing of it runs, so that buffers and slots can be
   // written again.
   void Settle() { misses_.Settle(stream_.get()); }
@@ -81,6 +93,8 @@ class CudaBackend final : public Backend {
   void SetCapturing(bool capturing) { is_capturing_ = capturing; }
   // Positions that the captured attention can serve: a power of two above the batch's.
   int64_t position_bucket() const { return position_bucket_; }
+  // Whether a sequence of the batch has drafts that its states have yet to see: other calls then.
+  bool has_pending() const { return has_pending_; }
   absl::Status error() const;
   const MissDivision& division() const { return division_; }
   // That decode steps waited for the CPU, since the start.
@@ -97,6 +111,11 @@ class CudaBackend final : public Backend {
   bool is_decode() const { return rows_.total() <= kDecodeRows; }
   bool is_streaming() const { return rows_.total() > shape_.exchange_rows; }
   absl::Status UploadPages(int s, const CudaSequence& sequence);
+  // Of multi-token prediction, cuda_backend_mtp.cc.
+  void DescribeDrafts(std::byte* pinned_tables);
+  DeltaDrafts DraftsOf(int delta_layer) const;
+  void SeePending(const DeltaShape& shape, int delta_layer);
+  int n_layers() const { return config_.n_layers + (shape_.max_drafts > 0 ? 1 : 0); }
   absl::Status ImposeRouting();
   void FewRowsLinears(std::span<const Product> products, int n_rows, const float* x);
   void FewRows(const LinearRef& weights, int n_rows, const float* x, float* y);
@@ -155,16 +174,29 @@ class CudaBackend final : public Backend {
   PinnedBuffer pinned_batch_, pinned_pages_, pinned_imposed_, pinned_choices_, pinned_logits_;
   std::byte* batch_memory_ = nullptr;
   int64_t batch_bytes_ = 0;
-  int64_t* positions_ = nullptr;   // [max_rows]
-  float** histories_ = nullptr;    // [delta layers, kDecodeRows]
-  float** states_ = nullptr;       // [delta layers, kDecodeRows]
+  int64_t* positions_ = nullptr;  // [max_rows]
+  float** histories_ = nullptr;   // [delta layers, kDecodeRows]
+  float** states_ = nullptr;      // [delta layers, kDecodeRows]
+  // With drafts only.
+  struct DraftTables {
+    static int64_t Bytes(int n_states);
+    static DraftTables At(std::byte* memory, int n_states);
+    float** pending = nullptr;       // [delta layers, kDecodeRows]
+    float** kept = nullptr;          // [delta layers, kDecodeRows]
+    float** hidden = nullptr;        // [kDecodeRows]: of each sequence's last token
+    float** hidden_kept = nullptr;   // [kDecodeRows]: where the step's last ones go
+    float** hidden_draft = nullptr;  // [kDecodeRows]
+    int32_t* n_pending = nullptr;    // [kDecodeRows]
+  };
+  DraftTables draft_tables_;
+  bool has_pending_ = false;
   int32_t* ids_ = nullptr;         // [max_rows]
   uint16_t* in_place_ = nullptr;   // [kDecodeRows * top_k + 1]
   int32_t* page_table_ = nullptr;  // [kDecodeRows, max_pages]
   int64_t max_pages_ = 0;
   struct PageRow {
     uint64_t sequence = 0;
-    size_t n_pages = 0;
+    uint64_t version = 0;
   };
   PageRow page_rows_[kDecodeRows];  // what the device's table holds
   int32_t* imposed_ = nullptr;      // [n_layers, max_rows * top_k]

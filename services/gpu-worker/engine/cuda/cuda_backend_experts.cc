@@ -30,7 +30,7 @@ int32_t* CudaBackend::ChoicesOf(const Routing& routing) const {
 }
 
 const int32_t* CudaBackend::ImposedOf(const Routing& routing) const {
-  if (routing_ == nullptr) return nullptr;
+  if (routing_ == nullptr || routing.layer >= config_.n_layers) return nullptr;
   return imposed_ + int64_t{routing.layer} * rows_.total() * routing.top_k;
 }
 

@@ -182,13 +182,14 @@ void CudaBackend::Attention(const AttentionShape& shape, int attention_layer, co
 
 void CudaBackend::DeltaRule(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
                             const float* qkvz, const float* ba, float* out) {
-  const DeltaInputs inputs{mixed_, decay_, beta_};
+  const DeltaInputs inputs{mixed_, decay_, beta_, DraftsOf(delta_layer)};
   Keep(ConvolveCuda(shape, rows_,
                     {config_.conv_width, weights.conv, weights.a_log, weights.dt_bias}, qkvz, ba,
                     histories_ + int64_t{delta_layer} * kDecodeRows, inputs, stream_.get()),
        "convolution");
   float* const* states = states_ + int64_t{delta_layer} * kDecodeRows;
   if (!is_decode() && shape.key_dim % 16 == 0 && shape.value_dim % 16 == 0) {
+    if (has_pending_) SeePending(shape, delta_layer);
     return Keep(PrefillDeltaRuleCuda(shape, rows_.n_rows, inputs, qkvz, weights.norm, weights.eps,
                                      states, delta_scratch_, out, stream_.get()),
                 "delta rule of a prefill");

@@ -1,11 +1,10 @@
 // Starts the CUDA engine: what it needs, what of the card it takes, and its sequences.
 #include "services/gpu-worker/engine/cuda/cuda_engine.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/base/status_macros.h"
+#include "services/gpu-worker/engine/cuda/cuda_shapes.h"
 #include "services/gpu-worker/engine/engines.h"
 #include "services/gpu-worker/engine/step_check.h"
 #include "services/gpu-worker/ops/cuda/cuda_status.h"
@@ -16,11 +15,6 @@ namespace hearth::worker {
 namespace {
 
 constexpr int kSpinMicroseconds = 2000;  // the next layer's misses come within this time
-constexpr int kPageTokens = 64;
-// What the CUDA context and the kernels' code take, outside our control.
-constexpr uint64_t kContextBytes = uint64_t{640} << 20;
-// Prompts of more rows have their experts streamed; fewer share the work with the CPU.
-constexpr int kExchangeRows = 192;
 
 }  // namespace
 
@@ -48,25 +42,11 @@ absl::Status CudaEngine::MakeOps() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<VramPlan> CudaEngine::Plan(const SlotLayout& layout, const DeviceStateShape& shape,
-                                          const CudaBackendShape& backend_shape) {
+absl::StatusOr<VramPlan> CudaEngine::Plan(const VramNeeds& needs) const {
   size_t free = 0, total = 0;
   HEARTH_RETURN_IF_ERROR(
       CudaStatus(cudaMemGetInfo(&free, &total),
                  "starting CUDA on the GPU (nvidia-smi shows who else holds its memory)"));
-  VramNeeds needs;
-  needs.fixed = {{"CUDA context", kContextBytes},
-                 {"dense weights", DeviceWeightBytes(weights_, layout, options_.exact)},
-                 {absl::StrCat("KV pages (", shape.n_pages * shape.page_tokens, " tokens)"),
-                  static_cast<uint64_t>(shape.KvBytes())},
-                 {absl::StrCat("states (", shape.max_sequences, " sequences)"),
-                  static_cast<uint64_t>(shape.StateBytes())},
-                 {"work space", CudaBackend::ScratchBytes(config_, backend_shape)},
-                 {"streaming and tables", DeviceExperts::ExtraBytes(config_, layout)}};
-  needs.slot_bytes = layout.can_cache ? layout.stride : 0;
-  needs.all_experts =
-      std::ranges::count(config_.layers, true, &LayerConfig::has_experts) * config_.n_experts;
-  needs.wanted_slots = options_.expert_slots;
   // `free` is less the context already.
   return PlanVram(needs, options_.vram_bytes, free + kContextBytes);
 }
@@ -83,30 +63,21 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
   HEARTH_RETURN_IF_ERROR(CudaStatus(cudaGetDeviceProperties(&properties, 0), "the GPU"));
   name_ = absl::StrCat("cuda (", properties.name, options_.exact ? ", float32)" : ")");
 
-  HEARTH_ASSIGN_OR_RETURN(weights_, ReadWeights(checkpoint));
+  HEARTH_ASSIGN_OR_RETURN(weights_, ReadWeights(checkpoint, options_.max_drafts > 0));
   HEARTH_ASSIGN_OR_RETURN(SlotLayout layout, FindSlotLayout(checkpoint));
   if (options_.exact) layout.can_cache = false;  // tiles round their scales: the CPU has experts
-  DeviceStateShape shape = DeviceStateShape::Of(config_);
-  shape.page_tokens = kPageTokens;
-  shape.n_pages = (options_.kv_tokens + kPageTokens - 1) / kPageTokens;
-  shape.max_sequences = options_.max_sequences;
-  shape.kv_type = options_.exact ? KvType::kF32 : options_.int8_kv ? KvType::kInt8 : KvType::kBf16;
-  const int chunk = options_.exact ? kDecodeRows : std::max(kDecodeRows, options_.max_batch_tokens);
-  const CudaBackendShape backend_shape{
-      .max_rows = chunk,
-      .exchange_rows = layout.can_cache ? std::min(chunk, kExchangeRows) : chunk,
-      .max_positions = shape.n_pages * kPageTokens,
-      .exact = options_.exact};
-  HEARTH_ASSIGN_OR_RETURN(const VramPlan plan, Plan(layout, shape, backend_shape));
+  const CudaShapes shapes = ShapesOf(config_, weights_, layout, options_);
+  HEARTH_ASSIGN_OR_RETURN(const VramPlan plan,
+                          Plan(NeedsOf(config_, weights_, layout, shapes, options_)));
   memory_table_ = plan.ToText();
 
   HEARTH_ASSIGN_OR_RETURN(device_weights_,
                           UploadWeights(weights_, layout, options_.exact, options_.n_threads));
-  HEARTH_ASSIGN_OR_RETURN(state_, DeviceState::Create(shape));
+  HEARTH_ASSIGN_OR_RETURN(state_, DeviceState::Create(shapes.state));
   HEARTH_RETURN_IF_ERROR(MakeOps());
   HEARTH_ASSIGN_OR_RETURN(
       misses_,
-      MissServer::Create({.max_rows = backend_shape.exchange_rows,
+      MissServer::Create({.max_rows = shapes.backend.exchange_rows,
                           .top_k = config_.experts_per_token,
                           .width = config_.hidden_size,
                           .await_nanoseconds = static_cast<uint64_t>(options_.expert_wait.count())},
@@ -114,11 +85,12 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
   const bool by_profile = options_.cache_policy == "profile";  // there are no counts yet
   HEARTH_ASSIGN_OR_RETURN(
       experts_, DeviceExperts::Create(config_, layout, experts, plan.n_slots,
-                                      by_profile ? "" : options_.cache_policy, options_.zero_copy));
+                                      by_profile ? "" : options_.cache_policy, options_.zero_copy,
+                                      weights_.mtp.has_value()));
   HEARTH_ASSIGN_OR_RETURN(backend_,
-                          CudaBackend::Create(config_, backend_shape, &device_weights_, state_,
+                          CudaBackend::Create(config_, shapes.backend, &device_weights_, state_,
                                               experts_.get(), misses_.get(), options_.routing));
-  forward_ = std::make_unique<Forward>(config_, weights_, backend_.get(), chunk);
+  forward_ = std::make_unique<Forward>(config_, weights_, backend_.get(), shapes.backend.max_rows);
   std::vector<TierPart> parts;
   for (const VramPart& part : plan.parts) parts.push_back({"vram", part.name, part.bytes});
   board_ = std::make_unique<TierBoard>(experts_->cache().shape(), PolicyOfThisMachine(),
@@ -141,19 +113,12 @@ absl::Status CudaEngine::ReadDeltaState(const SequenceState& state, int layer,
                                         std::vector<float>* conv,
                                         std::vector<float>* recurrent) const {
   HEARTH_ASSIGN_OR_RETURN(const int delta_layer, DeltaLayerIndex(config_, layer));
-  const int place = static_cast<const CudaSequence&>(state).place();
-  if (place < 0) return absl::FailedPreconditionError("the sequence has no place on the GPU");
-  const DeviceStateShape& shape = state_->shape();
-  std::vector<float> history(static_cast<size_t>(shape.history_floats));
-  recurrent->resize(static_cast<size_t>(shape.recurrent_floats));
-  HEARTH_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(backend_->stream()), "a step"));
-  HEARTH_RETURN_IF_ERROR(CudaStatus(cudaMemcpy(history.data(), state_->History(place, delta_layer),
-                                               history.size() * 4, cudaMemcpyDeviceToHost),
-                                    "reading a state"));
-  HEARTH_RETURN_IF_ERROR(
-      CudaStatus(cudaMemcpy(recurrent->data(), state_->Recurrent(place, delta_layer),
-                            recurrent->size() * 4, cudaMemcpyDeviceToHost),
-                 "reading a state"));
+  const auto& sequence = static_cast<const CudaSequence&>(state);
+  if (sequence.place() < 0) {
+    return absl::FailedPreconditionError("the sequence has no place on the GPU");
+  }
+  std::vector<float> history;
+  HEARTH_RETURN_IF_ERROR(backend_->ReadState(sequence, delta_layer, &history, recurrent));
   *conv = NewestLast(history, config_.conv_channels());
   return absl::OkStatus();
 }

@@ -1,8 +1,11 @@
 // Engine on a GPU: divides a step into batches that the backend computes as one (the sequences that
-// decode together; each prompt's rows), and keeps a graph for each size of a decode.
+// decode together, by how many drafts they bring; each prompt's rows), and keeps a graph for each
+// size of a decode.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <compare>
 #include <map>
 #include <memory>
 #include <span>
@@ -42,6 +45,11 @@ class CudaEngine final : public Engine {
   int64_t pages_free() const override { return state_->pages_free(); }
   int64_t pages_total() const override { return state_->shape().n_pages; }
   absl::Status Step(std::span<const StepItem> items, StepLogits* logits) override;
+  int max_drafts() const override { return weights_.mtp.has_value() ? options_.max_drafts : 0; }
+  absl::Status Draft(std::span<const DraftItem> items, int depth, StepLogits* logits) override;
+  void Rollback(SequenceState& state, int n_tokens) override {
+    static_cast<CudaSequence&>(state).Rollback(n_tokens);
+  }
   absl::Status device_error() const override { return device_error_; }
   uint64_t progress() const override {
     return parallel_->progress() + misses_->heartbeat() + experts_->progress() + steps_;
@@ -62,21 +70,36 @@ class CudaEngine final : public Engine {
   CudaEngine(const ModelConfig& config, const EngineOptions& options)
       : config_(config), options_(options) {}
   absl::Status Init(const Checkpoint& checkpoint, ExpertSource* experts);
-  absl::StatusOr<VramPlan> Plan(const SlotLayout& layout, const DeviceStateShape& shape,
-                                const CudaBackendShape& backend_shape);
+  absl::StatusOr<VramPlan> Plan(const VramNeeds& needs) const;
   absl::Status MakeOps();
   struct DecodeItem {
     StepItem item;
     float* logits = nullptr;  // where they go
+    size_t n_rows() const { return item.tokens.size(); }
   };
+  // What a batch goes through, each with graphs of its own.
+  enum class Pass { kStep, kFirstDraft, kDeeperDraft };
+  struct GraphKey {
+    Pass pass = Pass::kStep;
+    int n_sequences = 0, n_rows = 0;  // of each
+    bool has_pending = false;
+    int64_t position_bucket = 0;
+    auto operator<=>(const GraphKey&) const = default;
+  };
+  void BeginStep();
   absl::Status RunItems(std::span<const StepItem> items, float* logits);
+  absl::Status DraftGroup(std::span<const DraftItem> items, int depth, float* logits);
+  // What is left of a step or draft that failed must not meet the next one.
+  absl::Status Ended(const absl::Status& status);
   void NoteDeviceError(const absl::Status& status);
-  // Items decode together, or one item's rows are read.
+  // Items of as many rows decode together, or one item's rows are read.
   absl::Status Decode(std::span<const DecodeItem> items);
   absl::Status Read(const StepItem& item, float* logits);
-  absl::Status RunBatch(const Batch& batch, float* logits);
-  absl::Status RunGraph(const Batch& batch, float* logits);
-  void EndStep();
+  // One call after the other, or as a graph.
+  absl::Status RunCalls(const Batch& batch, Pass pass, float* logits);
+  absl::Status RunGraph(const Batch& batch, Pass pass, float* logits);
+  absl::StatusOr<GraphExec> Capture(const Batch& batch, Pass pass);
+  void EndStep(const Batch& batch);
   void AddRows(const StepItem& item, size_t first, size_t n, Batch* batch) const;
 
   const ModelConfig config_;
@@ -91,10 +114,10 @@ class CudaEngine final : public Engine {
   std::unique_ptr<DeviceExperts> experts_;
   std::unique_ptr<CudaBackend> backend_;
   std::unique_ptr<Forward> forward_;
-  std::map<std::pair<int, int64_t>, GraphExec> graphs_;  // by rows and position bucket
+  std::map<GraphKey, GraphExec> graphs_;
   std::unique_ptr<TierBoard> board_;
   // Scratch of a step.
-  std::vector<DecodeItem> decodes_;
+  std::array<std::vector<DecodeItem>, 1 + kMaxDrafts> decodes_;  // by their drafts
   std::vector<float> scattered_;
   std::atomic<uint64_t> steps_{0};
   absl::Status device_error_;

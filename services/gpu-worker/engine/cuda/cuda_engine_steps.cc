@@ -32,10 +32,16 @@ absl::Status CudaEngine::Step(std::span<const StepItem> items, StepLogits* logit
   }
   logits->n_rows = static_cast<int>(n_rows);
   logits->values.resize(n_rows * vocabulary);
+  BeginStep();
+  return Ended(RunItems(items, logits->values.data()));
+}
+
+void CudaEngine::BeginStep() {
   if (experts_->is_replaced()) experts_->SetProfile(board_->profile());
-  const absl::Status status = RunItems(items, logits->values.data());
+}
+
+absl::Status CudaEngine::Ended(const absl::Status& status) {
   if (status.ok()) return status;
-  // What is left of a failed step must not meet the next one.
   backend_->Settle();
   NoteDeviceError(status);
   // Items may have advanced: the step must not be tried again, as one that is refused.
@@ -52,23 +58,36 @@ void CudaEngine::NoteDeviceError(const absl::Status& status) {
   if (device_error_.ok() && (is_lost || !backend_->error().ok())) device_error_ = status;
 }
 
-// Prompts as they come, one by one; then what decodes, together.
+// Prompts as they come, one by one; then what decodes, together. Of an item with drafts only the
+// last sure token decodes with them.
 absl::Status CudaEngine::RunItems(std::span<const StepItem> items, float* logits) {
   const auto vocabulary = static_cast<size_t>(config_.vocab_size);
-  decodes_.clear();
+  for (auto& decodes : decodes_) decodes.clear();
   size_t row = 0;
   for (const StepItem& item : items) {
-    float* const to = logits + row * vocabulary;
+    float* to = logits + row * vocabulary;
     row += RowsOf(item);
-    if (item.tokens.size() == 1) {
-      decodes_.push_back({item, to});
-    } else {
-      HEARTH_RETURN_IF_ERROR(Read(item, to));
+    const size_t n = item.tokens.size();
+    const size_t n_decoded = item.n_drafts > 0 ? static_cast<size_t>(item.n_drafts) + 1 : n == 1;
+    StepItem rest = item;
+    if (n_decoded < n) {
+      StepItem first = item;
+      first.n_drafts = 0;
+      first.tokens = item.tokens.first(n - n_decoded);
+      rest.tokens = item.tokens.last(n_decoded);
+      if (n_decoded > 0 && item.logits == LogitsWanted::kLast) first.logits = LogitsWanted::kNone;
+      HEARTH_RETURN_IF_ERROR(Read(first, to));
+      to += RowsOf(first) * vocabulary;
     }
+    if (n_decoded > 0) decodes_[n_decoded - 1].push_back({rest, to});
   }
-  for (size_t first = 0; first < decodes_.size(); first += kDecodeRows) {
-    const auto n = std::min<size_t>(kDecodeRows, decodes_.size() - first);
-    HEARTH_RETURN_IF_ERROR(Decode(std::span(decodes_).subspan(first, n)));
+  for (const auto& decodes : decodes_) {
+    const size_t n_rows = 1 + static_cast<size_t>(&decodes - decodes_.data());
+    const size_t at_once = kDecodeRows / n_rows;
+    for (size_t first = 0; first < decodes.size(); first += at_once) {
+      const auto n = std::min(at_once, decodes.size() - first);
+      HEARTH_RETURN_IF_ERROR(Decode(std::span(decodes).subspan(first, n)));
+    }
   }
   return absl::OkStatus();
 }
@@ -78,7 +97,7 @@ void CudaEngine::AddRows(const StepItem& item, size_t first, size_t n, Batch* ba
   sequence->Grow(static_cast<int64_t>(n));
   const int begin = batch->n_rows();
   const int end = begin + static_cast<int>(n);
-  batch->items.push_back({sequence, {begin, end}, sequence->n_tokens()});
+  batch->items.push_back({sequence, {begin, end}, sequence->n_tokens(), item.n_drafts});
   for (size_t i = 0; i < n; ++i) {
     batch->ids.push_back(item.tokens[first + i]);
     batch->positions.push_back(sequence->n_tokens() + static_cast<int64_t>(i));
@@ -91,7 +110,7 @@ void CudaEngine::AddRows(const StepItem& item, size_t first, size_t n, Batch* ba
 absl::Status CudaEngine::Decode(std::span<const DecodeItem> items) {
   const auto vocabulary = static_cast<size_t>(config_.vocab_size);
   Batch batch;
-  for (const DecodeItem& decode : items) AddRows(decode.item, 0, 1, &batch);
+  for (const DecodeItem& decode : items) AddRows(decode.item, 0, decode.n_rows(), &batch);
   // The backend gives the wanted rows one behind the other: here, unless a prompt's lie between.
   float* const first = items.front().logits;
   bool is_together = true;
@@ -102,13 +121,15 @@ absl::Status CudaEngine::Decode(std::span<const DecodeItem> items) {
   }
   if (!is_together) scattered_.resize(n_rows * vocabulary);
   float* const to = is_together ? first : scattered_.data();
-  HEARTH_RETURN_IF_ERROR(forward_->has_observer() ? RunBatch(batch, to) : RunGraph(batch, to));
+  HEARTH_RETURN_IF_ERROR(forward_->has_observer() ? RunCalls(batch, Pass::kStep, to)
+                                                  : RunGraph(batch, Pass::kStep, to));
+  EndStep(batch);
   if (is_together) return absl::OkStatus();
   const float* from = to;
   for (const DecodeItem& decode : items) {
-    if (RowsOf(decode.item) == 0) continue;
-    std::copy_n(from, vocabulary, decode.logits);
-    from += vocabulary;
+    const size_t n = RowsOf(decode.item) * vocabulary;
+    std::copy_n(from, n, decode.logits);
+    from += n;
   }
   return absl::OkStatus();
 }
@@ -118,56 +139,67 @@ absl::Status CudaEngine::Read(const StepItem& item, float* logits) {
   for (size_t first = 0; first < item.tokens.size(); first += chunk) {
     Batch batch;
     AddRows(item, first, std::min(chunk, item.tokens.size() - first), &batch);
-    HEARTH_RETURN_IF_ERROR(RunBatch(batch, logits));
+    HEARTH_RETURN_IF_ERROR(RunCalls(batch, Pass::kStep, logits));
+    EndStep(batch);
     logits += static_cast<int64_t>(batch.logits_rows.size()) * config_.vocab_size;
   }
   return absl::OkStatus();
 }
 
-absl::Status CudaEngine::RunBatch(const Batch& batch, float* logits) {
-  HEARTH_RETURN_IF_ERROR(forward_->Run(
-      batch, [this] { return parallel_->interrupted(); }, logits));
-  for (const BatchItem& item : batch.items) {
-    static_cast<CudaSequence*>(item.sequence)->Advance(item.rows.size());
-  }
-  EndStep();
-  return absl::OkStatus();
+absl::Status CudaEngine::RunCalls(const Batch& batch, Pass pass, float* logits) {
+  const auto interrupted = [this] { return parallel_->interrupted(); };
+  if (pass == Pass::kStep) return forward_->Run(batch, interrupted, logits);
+  return forward_->Draft(batch, pass == Pass::kFirstDraft ? 0 : 1, interrupted, logits);
 }
 
-absl::Status CudaEngine::RunGraph(const Batch& batch, float* logits) {
+absl::StatusOr<GraphExec> CudaEngine::Capture(const Batch& batch, Pass pass) {
+  Graph graph;
+  HEARTH_RETURN_IF_ERROR(CudaStatus(
+      cudaStreamBeginCapture(backend_->stream(), cudaStreamCaptureModeThreadLocal), "capture"));
+  backend_->SetCapturing(true);
+  const absl::Status status =
+      pass == Pass::kStep ? forward_->Enqueue(batch, [] { return false; })
+                          : forward_->EnqueueDraft(batch, pass == Pass::kFirstDraft ? 0 : 1);
+  backend_->SetCapturing(false);
+  const cudaError_t ended = cudaStreamEndCapture(backend_->stream(), graph.put());
+  HEARTH_RETURN_IF_ERROR(status);
+  HEARTH_RETURN_IF_ERROR(CudaStatus(ended, "capture"));
+  GraphExec exec;
+  cudaError_t made = cudaGraphInstantiate(exec.put(), graph.get(), 0);
+  if (made == cudaSuccess) made = cudaGraphUpload(exec.get(), backend_->stream());
+  HEARTH_RETURN_IF_ERROR(CudaStatus(made, "a decode graph"));
+  return exec;
+}
+
+absl::Status CudaEngine::RunGraph(const Batch& batch, Pass pass, float* logits) {
   HEARTH_RETURN_IF_ERROR(backend_->Begin(batch));
-  const std::pair key(batch.n_rows(), backend_->position_bucket());
+  const GraphKey key{.pass = pass,
+                     .n_sequences = static_cast<int>(batch.items.size()),
+                     .n_rows = batch.items.front().rows.size(),
+                     .has_pending = pass == Pass::kStep && backend_->has_pending(),
+                     .position_bucket = backend_->position_bucket()};
   auto found = graphs_.find(key);
   if (found == graphs_.end()) {
-    Graph graph;
-    HEARTH_RETURN_IF_ERROR(CudaStatus(
-        cudaStreamBeginCapture(backend_->stream(), cudaStreamCaptureModeThreadLocal), "capture"));
-    backend_->SetCapturing(true);
-    const absl::Status status = forward_->Enqueue(batch, [] { return false; });
-    backend_->SetCapturing(false);
-    const cudaError_t ended = cudaStreamEndCapture(backend_->stream(), graph.put());
-    HEARTH_RETURN_IF_ERROR(status);
-    HEARTH_RETURN_IF_ERROR(CudaStatus(ended, "capture"));
-    GraphExec exec;
-    cudaError_t made = cudaGraphInstantiate(exec.put(), graph.get(), 0);
-    if (made == cudaSuccess) made = cudaGraphUpload(exec.get(), backend_->stream());
-    if (made == cudaErrorMemoryAllocation) {  // others have all of it: slower, but it goes on
+    auto exec = Capture(batch, pass);
+    if (absl::IsResourceExhausted(exec.status())) {
+      // Others have all of the memory: slower, but it goes on.
       cudaGetLastError();
-      return RunBatch(batch, logits);
+      return RunCalls(batch, pass, logits);
     }
-    HEARTH_RETURN_IF_ERROR(CudaStatus(made, "a decode graph"));
-    found = graphs_.emplace(key, std::move(exec)).first;
+    HEARTH_RETURN_IF_ERROR(exec.status());
+    found = graphs_.emplace(key, *std::move(exec)).first;
   }
   HEARTH_RETURN_IF_ERROR(
       CudaStatus(cudaGraphLaunch(found->second.get(), backend_->stream()), "a decode step"));
   HEARTH_RETURN_IF_ERROR(backend_->Finish(logits));
-  if (parallel_->interrupted()) return absl::CancelledError("the step was interrupted");
-  for (const BatchItem& item : batch.items) static_cast<CudaSequence*>(item.sequence)->Advance(1);
-  EndStep();
-  return absl::OkStatus();
+  return parallel_->interrupted() ? absl::CancelledError("the step was interrupted")
+                                  : absl::OkStatus();
 }
 
-void CudaEngine::EndStep() {
+void CudaEngine::EndStep(const Batch& batch) {
+  for (const BatchItem& item : batch.items) {
+    static_cast<CudaSequence*>(item.sequence)->Advance(item.rows.size(), item.n_drafts);
+  }
   ++steps_;
   const MissServer::Counts& counts = misses_->counts();
   board_->Sync(&experts_->cache(), {.pcie_bytes = experts_->pcie_bytes(),

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "common/base/status_macros.h"
+#include "common/checkpoint/expert_layers.h"
 #include "common/experts/layout.h"
 #include "common/experts/packing.h"
 #include "common/testing/source_dir.h"
@@ -19,10 +20,10 @@ PackedExperts::PackedExperts(const Checkpoint* checkpoint)
 void PackedExperts::PackAll() {
   const ModelConfig& config = checkpoint_.config();
   memory_ = std::make_shared<std::vector<std::byte>>();
-  for (int layer = 0; layer < config.n_layers; ++layer) {
+  for (int layer = 0; layer < ExpertLayers(checkpoint_); ++layer) {
     for (int e = 0; e < config.n_experts; ++e) {
       const size_t at = memory_->size();
-      if (!config.layers[static_cast<size_t>(layer)].has_experts) {
+      if (!LayerHasExperts(checkpoint_, layer)) {
         memory_->resize(at + stride_);
         continue;
       }

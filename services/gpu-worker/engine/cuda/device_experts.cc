@@ -28,13 +28,15 @@ PolicyOptions PolicyOfThisMachine() {
 }
 
 DeviceExperts::DeviceExperts(const ModelConfig& config, const SlotLayout& layout,
-                             ExpertSource* experts)
-    : n_layers_(config.n_layers),
+                             ExpertSource* experts, bool with_mtp)
+    : n_model_layers_(config.n_layers),
+      n_layers_(config.n_layers + (with_mtp ? 1 : 0)),
       n_experts_(config.n_experts),
       layout_(layout),
       admissions_a_step_(AdmissionsPerStep(ThisMachinesRates(), layout.stride, kStepSeconds)),
       experts_(*experts) {
   for (const LayerConfig& layer : config.layers) has_experts_.push_back(layer.has_experts);
+  has_experts_.resize(static_cast<size_t>(n_layers_), true);
 }
 
 DeviceExperts::~DeviceExperts() {
@@ -42,21 +44,22 @@ DeviceExperts::~DeviceExperts() {
   ReleaseSegment();
 }
 
-uint64_t DeviceExperts::ExtraBytes(const ModelConfig& config, const SlotLayout& layout) {
-  const uint64_t n_keys =
-      static_cast<uint64_t>(config.n_layers) * static_cast<uint64_t>(config.n_experts);
+uint64_t DeviceExperts::ExtraBytes(const ModelConfig& config, const SlotLayout& layout,
+                                   bool with_mtp) {
+  const uint64_t n_keys = static_cast<uint64_t>(config.n_layers + (with_mtp ? 1 : 0)) *
+                          static_cast<uint64_t>(config.n_experts);
   return n_keys * (sizeof(PrefillExpert) + 2 * sizeof(void*)) +
          (layout.can_cache ? layout.stride * kGroup * kBuffers : 0);
 }
 
 absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(
     const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts, int64_t n_slots,
-    std::string_view policy, bool zero_copy) {
-  auto made = std::unique_ptr<DeviceExperts>(new DeviceExperts(config, layout, experts));
-  const auto n_keys = int64_t{config.n_layers} * config.n_experts;
+    std::string_view policy, bool zero_copy, bool with_mtp) {
+  auto made = std::unique_ptr<DeviceExperts>(new DeviceExperts(config, layout, experts, with_mtp));
+  const auto n_keys = int64_t{made->n_layers_} * config.n_experts;
   const auto stride = static_cast<int64_t>(layout.stride);
   HEARTH_ASSIGN_OR_RETURN(
-      made->cache_, ExpertCache::Create({.n_layers = config.n_layers,
+      made->cache_, ExpertCache::Create({.n_layers = made->n_layers_,
                                          .n_experts = config.n_experts,
                                          .n_slots = static_cast<int>(n_slots),
                                          .layer_has_experts = made->has_experts_},
@@ -80,12 +83,13 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(
   made->update_of_.assign(static_cast<size_t>(n_keys), -1);
   made->packed_.resize(static_cast<size_t>(n_keys));
   made->rows_of_.resize(static_cast<size_t>(config.n_experts));
+  made->drafted_.resize(static_cast<size_t>(config.n_experts));
   HEARTH_RETURN_IF_ERROR(
       made->pinned_updates_.Allocate(static_cast<uint64_t>(n_keys) * sizeof(SlotUpdate)));
   HEARTH_RETURN_IF_ERROR(
       made->pinned_lists_.Allocate(static_cast<uint64_t>(n_keys) * sizeof(PrefillExpert)));
-  made->n_cached_.resize(static_cast<size_t>(config.n_layers));
-  made->n_listed_.resize(static_cast<size_t>(config.n_layers));
+  made->n_cached_.resize(static_cast<size_t>(made->n_layers_));
+  made->n_listed_.resize(static_cast<size_t>(made->n_layers_));
   HEARTH_RETURN_IF_ERROR(CudaStatus(made->copies_.Create(), "a stream for copies"));
   for (int i = 0; i < kBuffers; ++i) {
     HEARTH_RETURN_IF_ERROR(CudaStatus(made->staged_[i].Create(), "an event"));
@@ -261,9 +265,19 @@ void DeviceExperts::CountOnDevice() {
   in_place_bytes_ += in_place_.size() * layout_.bytes;
 }
 
+void DeviceExperts::EndDraft(std::span<const int32_t> choices, int n_rows, int top_k) {
+  const std::vector<ExpertUse>& uses = UsesOf(choices, n_rows, top_k);
+  CountOnDevice();
+  for (const ExpertUse& use : uses) drafted_[static_cast<size_t>(use.expert)] += use.rows;
+}
+
 void DeviceExperts::EndDecode(std::span<const int32_t> choices, int n_rows, int top_k) {
   const std::vector<ExpertUse>& uses = UsesOf(choices, n_rows, top_k);
   CountOnDevice();
+  for (int expert = 0; expert < n_experts_; ++expert) {
+    int32_t& rows = drafted_[static_cast<size_t>(expert)];
+    if (rows > 0) uses_.push_back({n_model_layers_, expert, std::exchange(rows, 0)});
+  }
   cache_->RecordStep(uses);
   Land(false);
   if (layout_.can_cache) Start(cache_->PlanAdmissions(admissions_a_step_));
@@ -284,7 +298,7 @@ void DeviceExperts::EndPrompt(std::span<const int32_t> choices, int n_rows, int 
 
 absl::Status DeviceExperts::PrepareLists(bool stream_others, cudaStream_t stream) {
   auto* lists = pinned_lists_.as<PrefillExpert>();
-  for (int layer = 0; layer < n_layers_; ++layer) {
+  for (int layer = 0; layer < n_model_layers_; ++layer) {  // no prompt asks the head's
     const auto l = static_cast<size_t>(layer);
     if (!has_experts_[l]) continue;
     const size_t first_key = l * static_cast<size_t>(n_experts_);

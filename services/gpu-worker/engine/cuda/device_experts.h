@@ -34,11 +34,11 @@ class DeviceExperts {
   // `n_slots` >= 0, plus what streaming needs. ResourceExhausted without the memory.
   static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(
       const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts, int64_t n_slots,
-      std::string_view policy, bool zero_copy);
+      std::string_view policy, bool zero_copy, bool with_mtp);
   ~DeviceExperts();
 
   // Device bytes beyond the slots themselves: staging and tables.
-  static uint64_t ExtraBytes(const ModelConfig& config, const SlotLayout& layout);
+  static uint64_t ExtraBytes(const ModelConfig& config, const SlotLayout& layout, bool with_mtp);
 
   // Whether the next BeginStep finds another segment, whose experts it fills the slots with: by
   // these counts, where there are some.
@@ -51,6 +51,8 @@ class DeviceExperts {
   // After a step that has ended: its choices [n_layers, n_rows * top_k] (-1: none) go to the books,
   // and copies start.
   void EndDecode(std::span<const int32_t> choices, int n_rows, int top_k);
+  // After a draft, which is no step: its choices are booked with the next one's.
+  void EndDraft(std::span<const int32_t> choices, int n_rows, int top_k);
   void EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k, bool was_streamed);
 
   // [E] on the device.
@@ -83,7 +85,8 @@ class DeviceExperts {
   uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
 
  private:
-  DeviceExperts(const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts);
+  DeviceExperts(const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts,
+                bool with_mtp);
   struct Flight {
     std::vector<Admission> admissions;
     Event done;
@@ -108,7 +111,8 @@ class DeviceExperts {
   void CountOnDevice();
   void PlaceStreamed();
 
-  const int n_layers_, n_experts_;
+  // The model's, and the multi-token prediction head's one.
+  const int n_model_layers_, n_layers_, n_experts_;
   std::vector<bool> has_experts_;
   const SlotLayout layout_;
   const int admissions_a_step_;
@@ -140,6 +144,7 @@ class DeviceExperts {
   // Scratch of UsesOf.
   std::vector<ExpertUse> uses_, in_place_;
   std::vector<int32_t> rows_of_;  // [E]
+  std::vector<int32_t> drafted_;  // [E]: rows of the head's experts since the last step
 };
 
 template <typename Use>

@@ -13,7 +13,8 @@
 
 namespace hearth::worker {
 
-DeviceStateShape DeviceStateShape::Of(const ModelConfig& c) {
+DeviceStateShape DeviceStateShape::Of(const ModelConfig& c, int max_drafts) {
+  constexpr int64_t kVector = 4;  // floats that kernels read at once
   DeviceStateShape shape;
   shape.attention_layers = static_cast<int>(
       std::ranges::count(c.layers, MixerKind::kFullAttention, &LayerConfig::mixer));
@@ -21,9 +22,16 @@ DeviceStateShape DeviceStateShape::Of(const ModelConfig& c) {
       static_cast<int>(std::ranges::count(c.layers, MixerKind::kDeltaNet, &LayerConfig::mixer));
   shape.n_kv_heads = c.n_kv_heads;
   shape.token_values = int64_t{c.n_kv_heads} * c.head_dim;
-  shape.history_floats = int64_t{c.conv_width - 1} * c.conv_channels();
+  shape.channels = c.conv_channels();
+  shape.history_floats = (c.conv_width - 1 + max_drafts) * shape.channels;
   shape.recurrent_floats =
       int64_t{c.linear_value_heads} * c.linear_key_head_dim * c.linear_value_head_dim;
+  if (max_drafts == 0) return shape;
+  ++shape.attention_layers;
+  shape.max_drafts = max_drafts;
+  const int64_t kept = max_drafts * (shape.channels + 2 * c.linear_value_heads);
+  shape.kept_floats = (kept + kVector - 1) / kVector * kVector;
+  shape.hidden_floats = c.hidden_size;
   return shape;
 }
 
@@ -126,7 +134,29 @@ int64_t CudaSequence::PagesNeeded(int64_t n) const {
 }
 
 void CudaSequence::Grow(int64_t n) {
-  for (int64_t i = PagesNeeded(n); i > 0; --i) pages_.push_back(state_->TakePage());
+  for (int64_t i = PagesNeeded(n); i > 0; --i, ++pages_version_) {
+    pages_.push_back(state_->TakePage());
+  }
+}
+
+void CudaSequence::Advance(int64_t n, int n_drafts) {
+  n_tokens_ += n;
+  n_pending_ = n_drafts;
+  kept_half_ = 1 - kept_half_;
+  n_guessed_ = 0;
+}
+
+void CudaSequence::Rollback(int n) {
+  if (n == 0) return;
+  HEARTH_CHECK(n > 0 && n <= n_pending_);
+  n_tokens_ -= n;
+  n_pending_ -= n;
+  n_guessed_ = 0;
+  const int64_t page_tokens = state_->shape().page_tokens;
+  const int64_t n_pages = (n_tokens_ + page_tokens - 1) / page_tokens;
+  for (; static_cast<int64_t>(pages_.size()) > n_pages; pages_.pop_back(), ++pages_version_) {
+    state_->ReturnPage(pages_.back());
+  }
 }
 
 }  // namespace hearth::worker

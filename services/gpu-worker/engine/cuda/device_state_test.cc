@@ -41,6 +41,50 @@ TEST(DeviceState, PagesAreTakenAsTokensComeAndGivenBackAtTheEnd) {
   EXPECT_EQ(state->pages_free(), 2);
 }
 
+TEST(DeviceState, WhatIsTakenBackGivesItsPagesBack) {
+  const auto state = Make(5, 2);
+  CudaSequence sequence(state);
+  sequence.Grow(63);
+  sequence.Advance(63);
+  EXPECT_EQ(sequence.n_pending(), 0);
+  const uint64_t before = sequence.pages_version();
+  sequence.Grow(4);
+  sequence.Advance(4, /*n_drafts=*/3);
+  EXPECT_NE(sequence.pages_version(), before);
+  EXPECT_EQ(sequence.n_tokens(), 67);
+  EXPECT_EQ(sequence.n_pending(), 3);
+  EXPECT_EQ(state->pages_free(), 3);
+  sequence.Rollback(2);
+  EXPECT_EQ(sequence.n_tokens(), 65);
+  EXPECT_EQ(sequence.n_pending(), 1);
+  EXPECT_EQ(state->pages_free(), 3);
+  const uint64_t grown = sequence.pages_version();
+  sequence.Rollback(1);
+  EXPECT_EQ(sequence.n_tokens(), 64);
+  EXPECT_EQ(state->pages_free(), 4);
+  // The second page may be another one the next time, with as many of them.
+  EXPECT_NE(sequence.pages_version(), grown);
+  CudaSequence other(state);
+  other.Grow(1);
+  sequence.Grow(1);
+  EXPECT_NE(sequence.pages()[1], other.pages()[0]);
+}
+
+TEST(DeviceState, HalvesOfKeptRowsTakeTurns) {
+  const auto state = Make(5, 2);
+  CudaSequence sequence(state);
+  sequence.Grow(9);
+  const int half = sequence.kept_half();
+  sequence.Advance(2, 1);
+  EXPECT_NE(sequence.kept_half(), half);
+  sequence.Rollback(1);
+  EXPECT_NE(sequence.kept_half(), half);
+  sequence.set_n_guessed(1);
+  sequence.Advance(1);
+  EXPECT_EQ(sequence.kept_half(), half);
+  EXPECT_EQ(sequence.n_guessed(), 0);
+}
+
 TEST(DeviceState, PlacesAreGivenOnceUntilTheyAreFreeAgain) {
   auto state = Make(1, 2);
   auto first = std::make_unique<CudaSequence>(state);

@@ -18,12 +18,24 @@ namespace {
 
 constexpr int64_t kVectorAlignment = 4;  // floats
 
+// The model's layers, and behind them the multi-token prediction head's.
+std::vector<LayerWeights*> Layers(ModelWeights& weights) {
+  std::vector<LayerWeights*> all;
+  for (LayerWeights& layer : weights.layers) all.push_back(&layer);
+  if (weights.mtp.has_value()) all.push_back(&weights.mtp->layer);
+  return all;
+}
+
 std::vector<FloatArray*> Vectors(ModelWeights& weights) {
   std::vector<FloatArray*> all = {&weights.norm};
-  for (LayerWeights& layer : weights.layers) {
-    DeltaNetWeights& d = layer.delta_net;
-    all.insert(all.end(), {&layer.input_norm, &layer.post_attention_norm, &layer.attention.q_norm,
-                           &layer.attention.k_norm, &d.conv, &d.a_log, &d.dt_bias, &d.norm});
+  for (LayerWeights* layer : Layers(weights)) {
+    DeltaNetWeights& d = layer->delta_net;
+    all.insert(all.end(),
+               {&layer->input_norm, &layer->post_attention_norm, &layer->attention.q_norm,
+                &layer->attention.k_norm, &d.conv, &d.a_log, &d.dt_bias, &d.norm});
+  }
+  if (auto& mtp = weights.mtp; mtp.has_value()) {
+    all.insert(all.end(), {&mtp->embedding_norm, &mtp->hidden_norm, &mtp->norm});
   }
   std::erase_if(all, [](const FloatArray* array) { return array->size() == 0; });
   return all;
@@ -68,12 +80,13 @@ absl::Status PinEmbedding(ModelWeights& weights, int n_threads, DeviceWeights* t
 }
 
 // Each layer's shared expert as a slot; empty if one is not like the routed experts.
-std::vector<std::byte> PackSharedExperts(const ModelWeights& weights, const SlotLayout& layout) {
+std::vector<std::byte> PackSharedExperts(ModelWeights& weights, const SlotLayout& layout) {
   std::vector<std::byte> slots;
   if (!layout.can_cache) return slots;
-  slots.resize(weights.layers.size() * layout.stride);
-  for (size_t i = 0; i < weights.layers.size(); ++i) {
-    const ExpertRef expert = weights.layers[i].experts.shared_expert.ref();
+  const std::vector<LayerWeights*> layers = Layers(weights);
+  slots.resize(layers.size() * layout.stride);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const ExpertRef expert = layers[i]->experts.shared_expert.ref();
     if (expert.gate.data == nullptr) continue;  // a layer without experts
     const auto bytes = PackedExpertBytes(expert, kTiledExperts);
     if (!bytes.ok() || *bytes != layout.bytes) return {};
@@ -111,7 +124,7 @@ absl::Status PinnedBuffer::Allocate(uint64_t bytes) {
 
 uint64_t DeviceWeightBytes(const ModelWeights& weights, const SlotLayout& layout, bool exact) {
   auto& all = const_cast<ModelWeights&>(weights);  // nothing is changed
-  return (layout.can_cache ? weights.layers.size() * layout.stride : 0) +
+  return (layout.can_cache ? Layers(all).size() * layout.stride : 0) +
          TiledBytes(all, ReaderOf(exact)) +
          static_cast<uint64_t>(VectorFloats(all)) * sizeof(float);
 }

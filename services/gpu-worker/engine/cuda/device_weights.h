@@ -42,7 +42,7 @@ struct DeviceWeights {
   DeviceBuffer<std::byte> linears;
   DeviceBuffer<float> vectors;  // norms, convolutions, gates
   // Shared experts packed as slots, where they are like the routed ones; else empty.
-  DeviceBuffer<uint8_t> shared_slots;  // [n_layers] of slot_stride
+  DeviceBuffer<uint8_t> shared_slots;  // [n_layers, and the head's] of slot_stride
   uint64_t slot_stride = 0;
   PinnedBuffer embedding;
   int embedding_bits = 16;  // bf16, else 32
