@@ -8,18 +8,19 @@
 #   rates       what hearth doctor measures of the GPU is plausible (test_gpu_rates)
 #   ops         each kernel against the CPU's ops (test_ops_cuda)
 #   worker_ops  the CPU's ops on this CPU (test_worker_ops)
-#   engine      the engine on the GPU (test_cuda_engine, test_cuda_engine_lost), where they were packed
+#   engine      the engine on the GPU (test_cuda_engine, test_cuda_engine_lost, test_cuda_mtp_text), where they were packed
 #   verify      reference cases, float32 and fast, with no, few and all experts in VRAM
 #   evaluation  the demo model's 200 questions through HTTP, cache at 10 to 100 %, every policy, 8 at once and one by one
 #   faults      the worker killed while it generates; the GPU failing under it; VRAM held by another process
 #   bench_ops   the kernels' speed
+#   mtp         multi-token prediction: the demo model's answers and the 80B model's shape, with and without guesses
 #   speed       the 80B model's shape with all 48 layers, row by row against what is required
 #   sanitizer   compute-sanitizer: memcheck of a whole model, racecheck of the kernels' tests
 #
 # HEARTH_DATA    folder with models/demo and tests/golden, as a checkout has them (default: the bundle's own)
 # HEARTH_BIN     folder of the programs (default: the bundle's own)
-# HEARTH_BACKEND cpu: the parts verify, evaluation, faults and speed on the CPU backend, to try this script where there is no GPU
-# HEARTH_EVALUATION_FLAGS, HEARTH_SPEED_FLAGS  more flags of gpu_bundle/evaluation.py and gpu_bundle/speed.py
+# HEARTH_BACKEND cpu: the parts verify, evaluation, faults, mtp and speed on the CPU backend, to try this script where there is no GPU
+# HEARTH_EVALUATION_FLAGS, HEARTH_MTP_FLAGS, HEARTH_SPEED_FLAGS  more flags of gpu_bundle/evaluation.py, mtp.py and speed.py
 # HEARTH_SANITIZER_FILTER  which of the kernels' tests racecheck runs
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
@@ -32,7 +33,7 @@ data=$(readlink -f "${HEARTH_DATA:-$here}")
 backend=${HEARTH_BACKEND:-cuda}
 chmod +x "$bin"/* 2>/dev/null || true  # some ways of carrying lose the bit
 parts=("$@")
-((${#parts[@]})) || parts=(machine rates ops worker_ops engine verify evaluation faults bench_ops speed sanitizer)
+((${#parts[@]})) || parts=(machine rates ops worker_ops engine verify evaluation faults bench_ops mtp speed sanitizer)
 results=()
 failed=0
 : >"$out/notrun.txt"
@@ -101,6 +102,7 @@ fi
 
 export HEARTH_REQUIRE_GPU=1
 read -ra evaluation_flags <<<"${HEARTH_EVALUATION_FLAGS:-}"
+read -ra mtp_flags <<<"${HEARTH_MTP_FLAGS:-}"
 read -ra speed_flags <<<"${HEARTH_SPEED_FLAGS:-}"
 for name in "${parts[@]}"; do
   case $name in
@@ -112,16 +114,19 @@ for name in "${parts[@]}"; do
       if has_program engine test_cuda_engine && has_data engine tests/golden/tiny-a/config.json; then
         # They look for their files beside a CMakePresets.json above themselves.
         root=$(mktemp -d)
-        cp "$bin/test_cuda_engine" "$bin/test_cuda_engine_lost" "$root"
+        cp "$bin/test_cuda_engine" "$bin/test_cuda_engine_lost" "$bin/test_cuda_mtp_text" "$root"
         ln -s "$data/models" "$data/tests" "$root"
         touch "$root/CMakePresets.json"
         part engine 180 "${ours[@]}" "$root/test_cuda_engine" --gtest_brief=1
         part engine_lost 60 "${ours[@]}" "$root/test_cuda_engine_lost" --gtest_brief=1
+        has_data mtp_text models/demo/config.json &&
+          part mtp_text 120 "${ours[@]}" "$root/test_cuda_mtp_text" --gtest_brief=1
         rm -rf "$root"
       fi
       ;;
     verify)
-      has_data verify tests/golden/tiny-a/config.json && python verify 240 --golden "$data/tests/golden"
+      has_data verify tests/golden/tiny-a/config.json &&
+        python verify 240 --golden "$data/tests/golden" --demo "$data/models/demo"
       ;;
     evaluation)
       has_data evaluation models/demo/config.json && python evaluation 300 --model "$data/models/demo" "${evaluation_flags[@]}"
@@ -131,6 +136,7 @@ for name in "${parts[@]}"; do
       # Its progress on stderr is for people, its JSON is the log.
       has_program bench_ops hearth-bench-cuda && part bench_ops 180 "${ours[@]}" "$bin/hearth-bench-cuda"
       ;;
+    mtp) has_data mtp models/demo/config.json && python mtp 500 --demo "$data/models/demo" "${mtp_flags[@]}" ;;
     speed) python speed 600 "${speed_flags[@]}" ;;
     sanitizer)
       if ! command -v compute-sanitizer >/dev/null; then

@@ -7,6 +7,7 @@ OUT=$(mktemp -d)
 trap 'rm -rf "$OUT"' EXIT
 export OUT HEARTH_BIN=$1 HEARTH_DATA=$root HEARTH_BACKEND=cpu
 export HEARTH_EVALUATION_FLAGS="--questions 24"
+export HEARTH_MTP_FLAGS="--model synthetic:tiny,layers=4,mtp=1 --threads 2 --answers 4 --turns 1 --slots 8"
 export HEARTH_SPEED_FLAGS="--model synthetic:tiny,layers=4 --threads 2 --repetitions 1 --groups locality,all --record-only"
 
 fail() {
@@ -15,8 +16,8 @@ fail() {
   exit 1
 }
 
-"$root/tools/gpu_bundle_run.sh" verify evaluation faults speed >"$OUT/stdout.log" 2>&1 || fail "all parts pass"
-[[ $(grep -c ' ok ' "$OUT/summary.txt") == 4 ]] || fail "the summary has four good parts"
+"$root/tools/gpu_bundle_run.sh" verify evaluation faults mtp speed >"$OUT/stdout.log" 2>&1 || fail "all parts pass"
+[[ $(grep -c ' ok ' "$OUT/summary.txt") == 5 ]] || fail "the summary has five good parts"
 python3 - "$OUT" <<'CHECK' || fail "the results are complete"
 import json
 import pathlib
@@ -25,6 +26,8 @@ import sys
 out = pathlib.Path(sys.argv[1])
 read = lambda name: json.loads((out / name).read_text())
 assert len(read("verify.json")["verify"]) >= 6
+assert {run["case"] for run in read("verify.json")["verify"]} >= {"tiny-a", "demo-mtp"}
+assert len(read("mtp.json")["runs"]) == 6
 rounds = read("evaluation.json")["rounds"]
 assert len(rounds) == 5 and all(r["right"] == r["of"] == 24 for r in rounds), rounds
 assert read("faults.json")["faults"]["killed_worker"]["first_answer_after_s"] > 0
