@@ -217,7 +217,7 @@ absl::Status CudaBackend::Begin(const Batch& batch) {
                  "a batch"));
   logits_host_.clear();
   pending_logits_ = 0;
-  if (routing_ != nullptr) HEARTH_RETURN_IF_ERROR(ImposeRouting());
+  if (routing_ != nullptr && !batch.is_draft) HEARTH_RETURN_IF_ERROR(ImposeRouting());
   HEARTH_RETURN_IF_ERROR(experts_.BeginStep(stream_.get()));
   if (is_decode()) return absl::OkStatus();
   return experts_.PrepareLists(is_streaming() && experts_.layout().can_cache, stream_.get());
