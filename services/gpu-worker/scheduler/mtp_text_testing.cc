@@ -65,6 +65,7 @@ std::vector<MtpTexts::Ids> MtpTexts::Answers(int max_drafts, int at_once, Counte
   const auto engine = MakeEngine(max_drafts);
   ContinuousBatch batch(*engine,
                         {.max_sequences = at_once,
+                         .max_batch_tokens = max_rows_,
                          .prefill_chunk = 7,
                          .drafting = max_drafts == 0 ? Drafting::kOff : Drafting::kOn},
                         *counter);

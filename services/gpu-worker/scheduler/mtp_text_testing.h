@@ -15,8 +15,10 @@ namespace hearth::worker {
 
 class MtpTexts {
  public:
-  // Of engines with these options, each with the drafts that are asked for.
-  explicit MtpTexts(const EngineOptions& options) : options_(options) {}
+  // Of engines with these options, each with the drafts that are asked for, in steps of so many
+  // rows at most.
+  explicit MtpTexts(const EngineOptions& options, int max_rows = 512)
+      : options_(options), max_rows_(max_rows) {}
 
   // Asserts that texts are the same.
   void ExpectTheSameWithAndWithoutGuesses();
@@ -34,6 +36,7 @@ class MtpTexts {
   std::vector<Ids> Answers(int max_drafts, int at_once, Counter* counter);
 
   const EngineOptions options_;
+  const int max_rows_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ExpertSource> experts_;
