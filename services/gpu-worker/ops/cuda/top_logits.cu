@@ -44,6 +44,8 @@ __device__ unsigned KeyOf(float value) {
 }
 __device__ int BinOf(unsigned key) { return static_cast<int>(key >> 19); }
 
+__device__ float InverseOf(float temperature) { return temperature == 0 ? 1.f : 1 / temperature; }
+
 __device__ float MaxOfBlock(float value, float* shared) {
   value = WarpMax(value);
   if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
@@ -81,8 +83,7 @@ __global__ void __launch_bounds__(kThreads) CountKernel(Args args) {
   }
 
   // Weigh. A block without a finite logit has nothing that weighs.
-  const float temperature = args.temperatures[blockIdx.y];
-  const float inverse = temperature == 0 ? 1.f : 1 / temperature;
+  const float inverse = InverseOf(args.temperatures[blockIdx.y]);
   float sum = 0;
   for (int i = begin; i < args.vocabulary && largest > -INFINITY; i += kBlocks * kThreads) {
     sum += expf((logits[i] - largest) * inverse);
@@ -119,6 +120,34 @@ __device__ int ThresholdOf(const RowScratch& scratch, unsigned* before) {
   return threshold;
 }
 
+// The row's weights from its blocks': each lane of a warp owns two of them.
+__device__ Weights AllWeights(const Weights* blocks, float inverse) {
+  static_assert(kBlocks == 2 * kWarp);
+  const auto lane = threadIdx.x % kWarp;
+  const Weights mine[] = {blocks[lane], blocks[lane + kWarp]};
+  const float largest = WarpMax(fmaxf(mine[0].largest, mine[1].largest));
+  float sum = 0;
+  for (const Weights& one : mine) {
+    if (one.largest > -INFINITY) sum += expf((one.largest - largest) * inverse) * one.sum;
+  }
+  return {largest, WarpSum(sum)};
+}
+
+// All of the row's answer but its logits, and the scratch's counters for the next call.
+__device__ void WriteHead(const Args& args, int n_candidates, const Weights& weights,
+                          RowScratch* scratch) {
+  TopLogitsRow& row = args.rows[blockIdx.y];
+  const float temperature = args.temperatures[blockIdx.y];
+  const bool is_broken = scratch->is_broken != 0 || !(weights.largest > -INFINITY);
+  row.flags = is_broken                    ? TopLogitsRow::kBroken
+              : n_candidates > kMostSorted ? TopLogitsRow::kCrowded
+                                           : TopLogitsRow::kFine;
+  row.n = min(kTopLogits, args.vocabulary);
+  row.temperature = temperature == 0 ? 1.f : temperature;
+  row.weight_sum = weights.sum;
+  scratch->n_candidates = 0, scratch->n_done = 0, scratch->is_broken = 0;
+}
+
 // The row's answer from its candidates, and the scratch as the next call needs it. One block.
 __device__ void Finish(const Args& args, RowScratch& scratch, unsigned long long* keys) {
   TopLogitsRow& row = args.rows[blockIdx.y];
@@ -143,26 +172,9 @@ __device__ void Finish(const Args& args, RowScratch& scratch, unsigned long long
   for (int i = args.vocabulary + static_cast<int>(threadIdx.x); i < kTopLogits; i += kThreads) {
     row.ids[i] = 0, row.logits[i] = 0;
   }
-  if (threadIdx.x == 0) {
-    const float temperature = args.temperatures[blockIdx.y];
-    const float inverse = temperature == 0 ? 1.f : 1 / temperature;
-    float largest = -INFINITY;
-    for (int b = 0; b < kBlocks; ++b) largest = fmaxf(largest, scratch.weights[b].largest);
-    double sum = 0;
-    for (int b = 0; b < kBlocks; ++b) {
-      const Weights weights = scratch.weights[b];
-      if (weights.largest > -INFINITY) {
-        sum += static_cast<double>(expf((weights.largest - largest) * inverse)) * weights.sum;
-      }
-    }
-    const bool is_broken = scratch.is_broken != 0 || !(largest > -INFINITY);
-    row.flags = is_broken         ? TopLogitsRow::kBroken
-                : n > kMostSorted ? TopLogitsRow::kCrowded
-                                  : TopLogitsRow::kFine;
-    row.n = min(kTopLogits, args.vocabulary);
-    row.temperature = temperature == 0 ? 1.f : temperature;
-    row.weight_sum = static_cast<float>(sum);
-    scratch.n_candidates = 0, scratch.n_done = 0, scratch.is_broken = 0;
+  if (threadIdx.x < kWarp) {
+    const Weights weights = AllWeights(scratch.weights, InverseOf(args.temperatures[blockIdx.y]));
+    if (threadIdx.x == 0) WriteHead(args, n, weights, &scratch);
   }
   for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) scratch.counts[i] = 0;
 }
