@@ -135,8 +135,7 @@ __device__ Weights AllWeights(const Weights* blocks, float inverse) {
 
 // All of the row's answer but its logits, and the scratch's counters for the next call.
 __device__ void WriteHead(const Args& args, int n_candidates, const Weights& weights,
-                          RowScratch* scratch) {
-  TopLogitsRow& row = args.rows[blockIdx.y];
+                          RowScratch* scratch, TopLogitsRow& row) {
   const float temperature = args.temperatures[blockIdx.y];
   const bool is_broken = scratch->is_broken != 0 || !(weights.largest > -INFINITY);
   row.flags = is_broken                    ? TopLogitsRow::kBroken
@@ -150,14 +149,17 @@ __device__ void WriteHead(const Args& args, int n_candidates, const Weights& wei
 
 // The row's answer from its candidates, and the scratch as the next call needs it. One block.
 __device__ void Finish(const Args& args, RowScratch& scratch, unsigned long long* keys) {
-  TopLogitsRow& row = args.rows[blockIdx.y];
+  __shared__ TopLogitsRow row;
+  constexpr int kWords = sizeof(row) / sizeof(unsigned);
+  auto* const words = reinterpret_cast<unsigned*>(&row);
+  for (int i = static_cast<int>(threadIdx.x); i < kWords; i += kThreads) words[i] = 0;
   const float* const logits = args.logits + int64_t{blockIdx.y} * args.vocabulary;
   const int n = static_cast<int>(min(__ldcg(&scratch.n_candidates), unsigned{kMostSorted} + 1));
   const int n_sorted = min(n, kMostSorted);
   for (int i = static_cast<int>(threadIdx.x); i < n_sorted; i += kThreads) {
     keys[i] = __ldcg(&scratch.sorted[i]);
   }
-  __syncthreads();  // all keys are there
+  __syncthreads();  // all keys are there, and the row is zero
 
   // A candidate's place is the number of those before it: keys differ.
   for (int i = static_cast<int>(threadIdx.x); i < n_sorted && n <= kMostSorted; i += kThreads) {
@@ -169,13 +171,15 @@ __device__ void Finish(const Args& args, RowScratch& scratch, unsigned long long
     row.ids[rank] = id;
     row.logits[rank] = logits[id];
   }
-  for (int i = args.vocabulary + static_cast<int>(threadIdx.x); i < kTopLogits; i += kThreads) {
-    row.ids[i] = 0, row.logits[i] = 0;
-  }
   if (threadIdx.x < kWarp) {
     const Weights weights = AllWeights(scratch.weights, InverseOf(args.temperatures[blockIdx.y]));
-    if (threadIdx.x == 0) WriteHead(args, n, weights, &scratch);
+    if (threadIdx.x == 0) WriteHead(args, n, weights, &scratch, row);
   }
+  __syncthreads();  // all of the answer is there
+  // It leaves in whole lines: to the host's memory, perhaps.
+  auto* const to = reinterpret_cast<unsigned*>(&args.rows[blockIdx.y]);
+  for (int i = static_cast<int>(threadIdx.x); i < kWords; i += kThreads) to[i] = words[i];
+  __threadfence_system();  // before a later kernel tells the host
   for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) scratch.counts[i] = 0;
 }
 
