@@ -14,6 +14,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr int64_t kWarmUpTokens = 8;
+constexpr float kTemperature = 0;  // where serving takes the largest logits, so does this
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -104,7 +105,8 @@ class Repetition {
         if (n == 0 || items.size() == static_cast<size_t>(options_.max_batch_tokens)) continue;
         const bool is_end = read[i] + n == prompts[i].size();
         items.push_back({states_[i].get(), std::span(prompts[i]).subspan(read[i], n),
-                         is_end ? LogitsWanted::kLast : LogitsWanted::kNone});
+                         is_end ? LogitsWanted::kLast : LogitsWanted::kNone,
+                         /*n_drafts=*/0, kTemperature});
         read[i] += n;
         if (is_end) finished.push_back(i);
       }
@@ -142,7 +144,8 @@ class Repetition {
       items.push_back({.state = states_[i].get(),
                        .tokens = std::span(ids).subspan(i * n_rows, n_rows),
                        .logits = LogitsWanted::kAll,
-                       .n_drafts = n_drafts});
+                       .n_drafts = n_drafts,
+                       .temperature = kTemperature});
     }
     HEARTH_RETURN_IF_ERROR(Step(items));
     int n_right = 0;
@@ -155,7 +158,8 @@ class Repetition {
     std::vector<DraftItem> items;
     StepTraffic draft;
     for (size_t i = 0; i < states_.size(); ++i) {
-      items.push_back({states_[i].get(), ids[i * n_rows + static_cast<size_t>(depth)]});
+      items.push_back(
+          {states_[i].get(), ids[i * n_rows + static_cast<size_t>(depth)], kTemperature});
       ++draft.sequences;
       draft.kv_positions += states_[i]->n_tokens() + depth;
     }

@@ -34,6 +34,7 @@ struct Batch {
   std::vector<BatchItem> items;
   std::vector<int32_t> logits_rows;  // rows whose logits are wanted
   bool is_draft = false;             // for Forward::Draft
+  std::vector<float> temperatures;   // of those rows' samplers, or none; see Finish
   int n_rows() const { return static_cast<int>(ids.size()); }
 };
 
@@ -117,7 +118,8 @@ class Backend {
   // Logits [n, V] of the rows that want some, from h [T, D].
   virtual void Head(const LinearRef& head, const float* h) = 0;
 
-  // Ends the step: everything is computed, and `logits` (host memory, [n, V]) filled.
+  // Ends the step: everything is computed, and `logits` (host memory, [n, V]) filled; null, for
+  // batches with temperatures, where the backend keeps them.
   virtual absl::Status Finish(float* logits) = 0;
 
   // Multi-token prediction, docs/model.md; a backend without it is never asked. The head's

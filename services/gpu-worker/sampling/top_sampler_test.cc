@@ -65,19 +65,7 @@ class RandomRows {
     return logits;
   }
 
-  SamplingParams Params() {
-    SamplingParams params;
-    params.seed = random_();
-    params.temperature = Of({0.f, 0.2f, 0.7f, 1.f, 1.5f});
-    params.top_k = Below(2) == 0 ? 0 : 1 + static_cast<int>(Below(300));
-    params.top_p = Of({1.f, 0.3f, 0.8f, 0.95f});
-    params.min_p = Of({0.f, 0.f, 0.05f, 0.3f, 1.f});
-    if (Below(3) == 0) params.repetition_penalty = Of({1.f, 1.1f, 2.f, 0.9f});
-    if (Below(3) == 0) params.presence_penalty = Of({0.5f, 2.f, -1.f});
-    if (Below(3) == 0) params.frequency_penalty = Of({0.1f, 1.f, -0.1f});
-    if (Below(4) == 0) params.logit_bias = {{0, Of({-1.f, -100.f, 3.f})}, {2, -0.5f}};
-    return params;
-  }
+  SamplingParams Params() { return testing::RandomParams(random_, 300); }
 
   TokenCounts Counts(const std::vector<float>& logits) {
     TokenCounts counts;
@@ -91,7 +79,6 @@ class RandomRows {
 
  private:
   size_t Below(size_t n) { return random_() % n; }
-  float Of(std::initializer_list<float> values) { return values.begin()[Below(values.size())]; }
 
   std::mt19937 random_;
 };

@@ -62,19 +62,7 @@ class TopLogitsBatch : public ::testing::Test {
   }
 
   SamplingParams RandomParams() {
-    const auto of = [&](std::initializer_list<float> values) {
-      return values.begin()[random_() % values.size()];
-    };
-    SamplingParams params;
-    params.seed = random_();
-    params.temperature = of({0, 0.3f, 0.7f, 1, 1.7f});
-    params.top_k = static_cast<int>(of({0, 0, 1, 3, 5, 40}));
-    params.top_p = of({1, 0.2f, 0.8f, 0.95f});
-    params.min_p = of({0, 0, 0.1f, 0.5f});
-    params.presence_penalty = of({0, 0, 1.5f, -1});
-    params.frequency_penalty = of({0, 0, 0.4f, -0.2f});
-    params.repetition_penalty = of({1, 1, 1.3f, 0.8f});
-    if (random_() % 4 == 0) params.logit_bias = {{4, of({-100, 3})}, {9, -1}};
+    SamplingParams params = testing::RandomParams(random_, 12);
     if (random_() % 4 == 0) params.logprobs = static_cast<int>(random_() % 6);
     return params;
   }
@@ -105,6 +93,7 @@ class TopLogitsBatch : public ::testing::Test {
 
 TEST_F(TopLogitsBatch, WhateverIsAskedForTheAnswerIsThatOfWholeRows) {
   std::vector<GenerationRequest> requests;
+  requests.reserve(120);
   for (int i = 0; i < 120; ++i) requests.push_back(Request(RandomParams()));
   const auto want = Run(requests, 0);
   EXPECT_EQ(n_reads_, 0);
@@ -132,6 +121,7 @@ TEST_F(TopLogitsBatch, WhatRequestsUsuallyAskForNeedsNoWholeRow) {
       {.temperature = 0.8f, .top_p = 0.3f, .seed = 5},
       {.temperature = 1, .min_p = 0.3f, .seed = 6}};
   std::vector<GenerationRequest> requests;
+  requests.reserve(usual.size());
   for (const SamplingParams& params : usual) requests.push_back(Request(params));
   const auto want = Run(requests, 0);
   for (const int max_drafts : {0, 2}) {

@@ -9,6 +9,7 @@
 #include "services/gpu-worker/ops/cuda/attention_cuda.h"
 #include "services/gpu-worker/ops/cuda/cuda_status.h"
 #include "services/gpu-worker/ops/cuda/prefill_delta.h"
+#include "services/gpu-worker/ops/cuda/top_logits_cuda.h"
 
 namespace hearth::worker {
 namespace {
@@ -78,14 +79,26 @@ uint64_t CudaBackend::ScratchBytes(const ModelConfig& c, const CudaBackendShape&
   int64_t floats =
       rows * (6 * c.hidden_size + 3 * heads + 2 * kv + 2 * channels + 2 * values +
               4 * c.linear_value_heads + std::max(heads, values) + c.n_experts + 2 * inner + 1) +
-      kDecodeRows * int64_t{c.vocab_size};
+      shape.kept_rows * int64_t{c.vocab_size};
   floats += AttentionScratchFloats({c.n_heads, c.n_kv_heads, c.head_dim}, kDecodeRows,
                                    shape.max_positions);
   floats += PrefillDeltaScratchBytes(delta, shape.max_rows) / 4;
   if (shape.max_drafts > 0) floats += rows * 2 * c.hidden_size;
+  floats += TopLogitsScratchBytes(kDecodeRows) / 4;
   int64_t halves = 3 * rows * WidestInput(c, shape);
   if (rows > kDecodeRows) halves += places * (c.expert_intermediate_size + c.hidden_size);
   return static_cast<uint64_t>(4 * floats + 2 * halves + 64 * places + (int64_t{8} << 20));
+}
+
+absl::Status CudaBackend::AllocateLogits() {
+  const auto vocabulary = static_cast<uint64_t>(config_.vocab_size);
+  HEARTH_RETURN_IF_ERROR(pinned_logits_.Allocate(vocabulary * kDecodeRows * 4));
+  HEARTH_RETURN_IF_ERROR(pinned_top_.Allocate(kDecodeRows * sizeof(TopLogitsRow)));
+  logits_ = Allocate(shape_.kept_rows * int64_t{config_.vocab_size});
+  const int64_t scratch = TopLogitsScratchBytes(kDecodeRows);
+  top_scratch_ = Take<std::byte>(scratch);
+  HEARTH_RETURN_IF_ERROR(error());
+  return CudaStatus(cudaMemset(top_scratch_, 0, static_cast<size_t>(scratch)), "scratch");
 }
 
 absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
@@ -100,7 +113,7 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
   const int64_t pointers = int64_t{n_states_} * kDecodeRows;
   const int64_t draft_bytes = shape_.max_drafts > 0 ? DraftTables::Bytes(n_states_) : 0;
   const int64_t n_divisions = int64_t{kDecodeRows} * c.experts_per_token + 1;
-  batch_bytes_ = rows * 12 + pointers * 16 + n_divisions * 2 + draft_bytes;
+  batch_bytes_ = rows * 12 + pointers * 16 + kDecodeRows * 4 + n_divisions * 2 + draft_bytes;
   HEARTH_RETURN_IF_ERROR(pinned_batch_.Allocate(static_cast<uint64_t>(batch_bytes_)));
   batch_memory_ = Take<std::byte>(batch_bytes_);
   positions_ = reinterpret_cast<int64_t*>(batch_memory_);
@@ -109,7 +122,8 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
   auto* const draft_memory = reinterpret_cast<std::byte*>(states_ + pointers);
   if (shape_.max_drafts > 0) draft_tables_ = DraftTables::At(draft_memory, n_states_);
   ids_ = reinterpret_cast<int32_t*>(draft_memory + draft_bytes);
-  in_place_ = reinterpret_cast<uint16_t*>(ids_ + rows);
+  temperatures_ = reinterpret_cast<float*>(ids_ + rows);
+  in_place_ = reinterpret_cast<uint16_t*>(temperatures_ + kDecodeRows);
 
   const int64_t page_tokens = state_->shape().page_tokens;
   max_pages_ = (shape_.max_positions + page_tokens - 1) / page_tokens;
@@ -123,8 +137,7 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
     HEARTH_RETURN_IF_ERROR(pinned_imposed_.Allocate(choice_bytes));
     imposed_ = Take<int32_t>(places * c.n_layers);
   }
-  HEARTH_RETURN_IF_ERROR(
-      pinned_logits_.Allocate(static_cast<uint64_t>(c.vocab_size) * kDecodeRows * 4));
+  HEARTH_RETURN_IF_ERROR(AllocateLogits());
 
   const RotaryTable rotary = MakeRotaryTable(c.rope);
   const auto half = static_cast<int>(rotary.inverse_frequencies.size());
@@ -142,7 +155,6 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
   beta_ = Allocate(rows * c.linear_value_heads);
   inner_ = Allocate(rows * inner);
   inner2_ = Allocate(rows * inner);
-  logits_ = Allocate(kDecodeRows * int64_t{c.vocab_size});
   act_ = Allocate(int64_t{kDecodeRows} * (c.experts_per_token + 1) * c.expert_intermediate_size);
   attention_scratch_ = Allocate(AttentionScratchFloats({c.n_heads, c.n_kv_heads, c.head_dim},
                                                        kDecodeRows, shape_.max_positions));
@@ -194,8 +206,13 @@ absl::Status CudaBackend::Begin(const Batch& batch) {
   }
   std::ranges::copy(batch.positions, positions);
   std::ranges::copy(batch.ids, ids);
+  auto* temperatures = reinterpret_cast<float*>(ids + rows);
+  std::fill_n(temperatures, kDecodeRows, 1.f);
+  for (size_t i = 0; i < batch.temperatures.size(); ++i) {
+    temperatures[LogitsPlace(i)] = batch.temperatures[i];
+  }
   if (is_decode()) {
-    division_.Plan({reinterpret_cast<uint16_t*>(ids + rows),
+    division_.Plan({reinterpret_cast<uint16_t*>(temperatures + kDecodeRows),
                     static_cast<size_t>(rows_.total() * config_.experts_per_token + 1)});
   }
   for (int s = 0; s < rows_.n_sequences; ++s) {
@@ -254,46 +271,16 @@ absl::Status CudaBackend::ImposeRouting() {
                     "imposed routing");
 }
 
-// In chunks of kDecodeRows rows. A decode's is one chunk of all rows, whichever want their logits.
-void CudaBackend::Head(const LinearRef& head, const float* h) {
-  const bool all = is_decode();
-  const auto n = all ? rows_.total() : static_cast<int>(batch_->logits_rows.size());
-  for (int first = 0; first < n; first += kDecodeRows) {
-    if (first > 0) Drain();
-    const int chunk = std::min(kDecodeRows, n - first);
-    const int row = all ? first : batch_->logits_rows[static_cast<size_t>(first)];
-    const Product product[] = {{&head, logits_}};
-    FewRowsLinears(product, chunk, h + row * head.in);
-    pending_logits_ = chunk * head.out;
-    Keep(cudaMemcpyAsync(pinned_logits_.as<float>(), logits_,
-                         static_cast<size_t>(pending_logits_) * 4, cudaMemcpyDeviceToHost,
-                         stream_.get()),
-         "logits");
-  }
-  Keep(FinishStepCuda(misses_.exchange(), stream_.get()), "the end of a step");
-}
-
-// Takes the chunk of logits that is on its way.
-void CudaBackend::Drain() {
-  Keep(cudaStreamSynchronize(stream_.get()), "a step");
-  const float* from = pinned_logits_.as<float>();
-  logits_host_.insert(logits_host_.end(), from, from + pending_logits_);
-  pending_logits_ = 0;
-}
-
 absl::Status CudaBackend::Finish(float* logits) {
   HEARTH_RETURN_IF_ERROR(error());
   ++steps_;
   HEARTH_RETURN_IF_ERROR(
       misses_.ServeUntil(stream_.get(), [this] { return misses_.StepsDone() == steps_; }));
-  const auto vocabulary = static_cast<int64_t>(config_.vocab_size);
+  if (logits != nullptr) HEARTH_RETURN_IF_ERROR(CopyLogits(logits));
   const std::span<const int32_t> choices(
       pinned_choices_.as<int32_t>(),
       static_cast<size_t>(n_layers() * rows_.total() * config_.experts_per_token));
   if (is_decode()) {
-    for (const int32_t row : batch_->logits_rows) {
-      logits = std::copy_n(pinned_logits_.as<float>() + row * vocabulary, vocabulary, logits);
-    }
     awaited_seconds_ += misses_.step_times().awaited;
     division_.Learn(misses_.step_times().kernels, misses_.TakeAnswerTimes());
     if (batch_->is_draft) {
@@ -301,12 +288,10 @@ absl::Status CudaBackend::Finish(float* logits) {
     } else {
       experts_.EndDecode(choices, rows_.total(), config_.experts_per_token);
     }
-    return absl::OkStatus();
+  } else {
+    misses_.TakeAnswerTimes();  // of other sizes than a decode's
+    experts_.EndPrompt(choices, rows_.total(), config_.experts_per_token, is_streaming());
   }
-  logits = std::ranges::copy(logits_host_, logits).out;
-  std::copy_n(pinned_logits_.as<float>(), pending_logits_, logits);
-  misses_.TakeAnswerTimes();  // of other sizes than a decode's
-  experts_.EndPrompt(choices, rows_.total(), config_.experts_per_token, is_streaming());
   return absl::OkStatus();
 }
 

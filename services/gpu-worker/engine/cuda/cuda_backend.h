@@ -11,6 +11,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,6 +30,7 @@
 #include "services/gpu-worker/ops/cuda/device.h"
 #include "services/gpu-worker/ops/cuda/linear.h"
 #include "services/gpu-worker/ops/cuda/rounded_rows.h"
+#include "services/gpu-worker/sampling/top_logits.h"
 
 namespace hearth::worker {
 
@@ -38,6 +40,7 @@ struct CudaBackendShape {
   int max_rows = 0;           // of a batch
   int exchange_rows = 0;      // of a batch whose misses the CPU computes: kDecodeRows at least
   int64_t max_positions = 0;  // of a sequence
+  int kept_rows = 0;          // of logits: kDecodeRows for a batch, others for those before it
   bool exact = false;
   int max_drafts = 0;  // 0: no multi-token prediction
 };
@@ -79,6 +82,16 @@ class CudaBackend final : public Backend {
   std::vector<float> Read(const float* values, int64_t n) override;
   const RouterChoice& Choice() override;
 
+  // Logits of up to kDecodeRows wanted rows stay on the device until the next batch: the i-th's
+  // place (below kDecodeRows), and its largest.
+  size_t LogitsPlace(size_t i) const;
+  const TopLogitsRow& Top(size_t i) const { return pinned_top_.as<TopLogitsRow>()[LogitsPlace(i)]; }
+  // Copies a row to a place that no batch writes: one of [kDecodeRows, kept_rows).
+  void MoveLogits(size_t from, size_t to);
+  // Copies a row to the host, where it stays until the next call or batch.
+  absl::StatusOr<std::span<const float>> ReadLogits(size_t place);
+
+  const CudaBackendShape& shape() const { return shape_; }
   cudaStream_t stream() const { return stream_.get(); }
   // Zeroes a new sequence's states; an error is the next step's.
   void Zero(const CudaSequence& sequence);
@@ -105,6 +118,7 @@ class CudaBackend final : public Backend {
               std::shared_ptr<DeviceState> state, DeviceExperts* experts, MissServer* misses,
               RoutingOverride* routing);
   absl::Status AllocateAll(const DeviceWeights& weights);
+  absl::Status AllocateLogits();
   template <typename T>
   T* Take(int64_t n);
   void Keep(cudaError_t error, std::string_view op);
@@ -132,7 +146,11 @@ class CudaBackend final : public Backend {
   void AddShared(const SharedExpert& shared, int width, const float* h, float* out);
   void Await(int width, float* out);
   absl::Status ServeUntilDispatched();
+  bool computes_all_logits() const;
+  int n_logits() const;
+  void FindTop(int n_rows, int64_t vocabulary);
   void Drain();
+  absl::Status CopyLogits(float* logits);
 
   const ModelConfig& config_;
   const CudaBackendShape shape_;
@@ -171,7 +189,8 @@ class CudaBackend final : public Backend {
   std::string failed_op_;
 
   // A batch's description: one pinned block and its copy on the device.
-  PinnedBuffer pinned_batch_, pinned_pages_, pinned_imposed_, pinned_choices_, pinned_logits_;
+  PinnedBuffer pinned_batch_, pinned_pages_, pinned_imposed_, pinned_choices_, pinned_logits_,
+      pinned_top_;
   std::byte* batch_memory_ = nullptr;
   int64_t batch_bytes_ = 0;
   int64_t* positions_ = nullptr;  // [max_rows]
@@ -191,6 +210,7 @@ class CudaBackend final : public Backend {
   DraftTables draft_tables_;
   bool has_pending_ = false;
   int32_t* ids_ = nullptr;         // [max_rows]
+  float* temperatures_ = nullptr;  // [kDecodeRows], of the logits' rows
   uint16_t* in_place_ = nullptr;   // [kDecodeRows * top_k + 1]
   int32_t* page_table_ = nullptr;  // [kDecodeRows, max_pages]
   int64_t max_pages_ = 0;
@@ -213,6 +233,7 @@ class CudaBackend final : public Backend {
   uint16_t *half_rows_, *high_rows_, *low_rows_, *expert_act_, *products_;
   PlaceGroups groups_;
 
+  std::byte* top_scratch_ = nullptr;
   std::vector<float> logits_host_;  // of chunks that were drained
   int64_t pending_logits_ = 0;      // values in pinned_logits_
   uint32_t steps_ = 0;              // enqueued

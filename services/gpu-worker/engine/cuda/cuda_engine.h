@@ -50,6 +50,7 @@ class CudaEngine final : public Engine {
   void Rollback(SequenceState& state, int n_tokens) override {
     static_cast<CudaSequence&>(state).Rollback(n_tokens);
   }
+  absl::StatusOr<std::span<const float>> ReadLogits(int row) override;
   absl::Status device_error() const override { return device_error_; }
   uint64_t progress() const override {
     return parallel_->progress() + misses_->heartbeat() + experts_->progress() + steps_;
@@ -74,7 +75,7 @@ class CudaEngine final : public Engine {
   absl::Status MakeOps();
   struct DecodeItem {
     StepItem item;
-    float* logits = nullptr;  // where they go
+    int row = 0;  // of the step's logits, where it wants some
     size_t n_rows() const { return item.tokens.size(); }
   };
   // What a batch goes through, each with graphs of its own.
@@ -87,14 +88,20 @@ class CudaEngine final : public Engine {
     auto operator<=>(const GraphKey&) const = default;
   };
   void BeginStep();
-  absl::Status RunItems(std::span<const StepItem> items, float* logits);
-  absl::Status DraftGroup(std::span<const DraftItem> items, int depth, float* logits);
+  absl::Status RunItems(std::span<const StepItem> items, StepLogits* logits);
+  absl::Status DraftGroup(std::span<const DraftItem> items, int depth, int row, StepLogits* logits);
   // What is left of a step or draft that failed must not meet the next one.
   absl::Status Ended(const absl::Status& status);
   void NoteDeviceError(const absl::Status& status);
   // Items of as many rows decode together, or one item's rows are read.
-  absl::Status Decode(std::span<const DecodeItem> items);
-  absl::Status Read(const StepItem& item, float* logits);
+  absl::Status Decode(std::span<const DecodeItem> items, StepLogits* logits);
+  absl::Status Read(const StepItem& item, int row, StepLogits* logits);
+  // Of logits, cuda_engine_logits.cc: before the first batch, and one of them, whose rows of the
+  // step's logits are `rows`.
+  void BeginLogits(size_t n_rows, bool by_top, StepLogits* logits);
+  absl::Status RunInto(const Batch& batch, Pass pass, bool as_graph, std::span<const int> rows,
+                       StepLogits* logits);
+  void MakeRoomForLogits();
   // One call after the other, or as a graph.
   absl::Status RunCalls(const Batch& batch, Pass pass, float* logits);
   absl::Status RunGraph(const Batch& batch, Pass pass, float* logits);
@@ -119,6 +126,10 @@ class CudaEngine final : public Engine {
   // Scratch of a step.
   std::array<std::vector<DecodeItem>, 1 + kMaxDrafts> decodes_;  // by their drafts
   std::vector<float> scattered_;
+  bool gives_top_ = false;
+  // Where the backend has the rows that the last step gave as StepLogits::top.
+  std::vector<size_t> logits_places_;
+  size_t next_place_ = 0;
   std::atomic<uint64_t> steps_{0};
   absl::Status device_error_;
 };

@@ -21,19 +21,20 @@ size_t RowsOf(const StepItem& item) {
 
 absl::Status CudaEngine::Step(std::span<const StepItem> items, StepLogits* logits) {
   HEARTH_RETURN_IF_ERROR(CheckStep(*this, items, options_.max_batch_tokens));
-  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
   size_t n_rows = 0;
+  bool by_top = true;
   for (const StepItem& item : items) {
     if (static_cast<const CudaSequence*>(item.state)->place() < 0) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "the GPU keeps the states of ", options_.max_sequences, " sequences and all are taken"));
     }
-    n_rows += RowsOf(item);
+    const size_t n = RowsOf(item);
+    n_rows += n;
+    by_top = by_top && (n == 0 || item.temperature.has_value()) && n <= kDecodeRows;
   }
-  logits->n_rows = static_cast<int>(n_rows);
-  logits->values.resize(n_rows * vocabulary);
+  BeginLogits(n_rows, by_top, logits);
   BeginStep();
-  return Ended(RunItems(items, logits->values.data()));
+  return Ended(RunItems(items, logits));
 }
 
 void CudaEngine::BeginStep() {
@@ -60,12 +61,11 @@ void CudaEngine::NoteDeviceError(const absl::Status& status) {
 
 // Prompts as they come, one by one; then what decodes, together. Of an item with drafts only the
 // last sure token decodes with them.
-absl::Status CudaEngine::RunItems(std::span<const StepItem> items, float* logits) {
-  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
+absl::Status CudaEngine::RunItems(std::span<const StepItem> items, StepLogits* logits) {
   for (auto& decodes : decodes_) decodes.clear();
   size_t row = 0;
   for (const StepItem& item : items) {
-    float* to = logits + row * vocabulary;
+    auto to = static_cast<int>(row);
     row += RowsOf(item);
     const size_t n = item.tokens.size();
     const size_t n_decoded = item.n_drafts > 0 ? static_cast<size_t>(item.n_drafts) + 1 : n == 1;
@@ -76,8 +76,8 @@ absl::Status CudaEngine::RunItems(std::span<const StepItem> items, float* logits
       first.tokens = item.tokens.first(n - n_decoded);
       rest.tokens = item.tokens.last(n_decoded);
       if (n_decoded > 0 && item.logits == LogitsWanted::kLast) first.logits = LogitsWanted::kNone;
-      HEARTH_RETURN_IF_ERROR(Read(first, to));
-      to += RowsOf(first) * vocabulary;
+      HEARTH_RETURN_IF_ERROR(Read(first, to, logits));
+      to += static_cast<int>(RowsOf(first));
     }
     if (n_decoded > 0) decodes_[n_decoded - 1].push_back({rest, to});
   }
@@ -86,7 +86,7 @@ absl::Status CudaEngine::RunItems(std::span<const StepItem> items, float* logits
     const size_t at_once = kDecodeRows / n_rows;
     for (size_t first = 0; first < decodes.size(); first += at_once) {
       const auto n = std::min(at_once, decodes.size() - first);
-      HEARTH_RETURN_IF_ERROR(Decode(std::span(decodes).subspan(first, n)));
+      HEARTH_RETURN_IF_ERROR(Decode(std::span(decodes).subspan(first, n), logits));
     }
   }
   return absl::OkStatus();
@@ -103,45 +103,36 @@ void CudaEngine::AddRows(const StepItem& item, size_t first, size_t n, Batch* ba
     batch->positions.push_back(sequence->n_tokens() + static_cast<int64_t>(i));
     const bool wanted = item.logits == LogitsWanted::kAll ||
                         (item.logits == LogitsWanted::kLast && first + i + 1 == item.tokens.size());
-    if (wanted) batch->logits_rows.push_back(begin + static_cast<int>(i));
+    if (!wanted) continue;
+    batch->logits_rows.push_back(begin + static_cast<int>(i));
+    if (gives_top_) batch->temperatures.push_back(*item.temperature);
   }
 }
 
-absl::Status CudaEngine::Decode(std::span<const DecodeItem> items) {
-  const auto vocabulary = static_cast<size_t>(config_.vocab_size);
+absl::Status CudaEngine::Decode(std::span<const DecodeItem> items, StepLogits* logits) {
   Batch batch;
-  for (const DecodeItem& decode : items) AddRows(decode.item, 0, decode.n_rows(), &batch);
-  // The backend gives the wanted rows one behind the other: here, unless a prompt's lie between.
-  float* const first = items.front().logits;
-  bool is_together = true;
-  size_t n_rows = 0;
+  std::vector<int> rows;
   for (const DecodeItem& decode : items) {
-    is_together = is_together && decode.logits == first + n_rows * vocabulary;
-    n_rows += RowsOf(decode.item);
+    AddRows(decode.item, 0, decode.n_rows(), &batch);
+    for (size_t i = 0; i < RowsOf(decode.item); ++i) {
+      rows.push_back(decode.row + static_cast<int>(i));
+    }
   }
-  if (!is_together) scattered_.resize(n_rows * vocabulary);
-  float* const to = is_together ? first : scattered_.data();
-  HEARTH_RETURN_IF_ERROR(forward_->has_observer() ? RunCalls(batch, Pass::kStep, to)
-                                                  : RunGraph(batch, Pass::kStep, to));
+  HEARTH_RETURN_IF_ERROR(
+      RunInto(batch, Pass::kStep, /*as_graph=*/!forward_->has_observer(), rows, logits));
   EndStep(batch);
-  if (is_together) return absl::OkStatus();
-  const float* from = to;
-  for (const DecodeItem& decode : items) {
-    const size_t n = RowsOf(decode.item) * vocabulary;
-    std::copy_n(from, n, decode.logits);
-    from += n;
-  }
   return absl::OkStatus();
 }
 
-absl::Status CudaEngine::Read(const StepItem& item, float* logits) {
+absl::Status CudaEngine::Read(const StepItem& item, int row, StepLogits* logits) {
   const auto chunk = static_cast<size_t>(options_.exact ? kDecodeRows : options_.max_batch_tokens);
   for (size_t first = 0; first < item.tokens.size(); first += chunk) {
     Batch batch;
     AddRows(item, first, std::min(chunk, item.tokens.size() - first), &batch);
-    HEARTH_RETURN_IF_ERROR(RunCalls(batch, Pass::kStep, logits));
+    std::vector<int> rows;
+    for (size_t i = 0; i < batch.logits_rows.size(); ++i) rows.push_back(row++);
+    HEARTH_RETURN_IF_ERROR(RunInto(batch, Pass::kStep, /*as_graph=*/false, rows, logits));
     EndStep(batch);
-    logits += static_cast<int64_t>(batch.logits_rows.size()) * config_.vocab_size;
   }
   return absl::OkStatus();
 }

@@ -28,6 +28,7 @@ CudaShapes ShapesOf(const ModelConfig& config, const ModelWeights& weights,
   shapes.backend = {.max_rows = chunk,
                     .exchange_rows = layout.can_cache ? std::min(chunk, kExchangeRows) : chunk,
                     .max_positions = state.n_pages * kPageTokens,
+                    .kept_rows = kDecodeRows + options.max_sequences * (1 + max_drafts),
                     .exact = options.exact,
                     .max_drafts = max_drafts};
   return shapes;
