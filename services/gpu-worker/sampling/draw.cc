@@ -28,16 +28,20 @@ void KeepTopP(float top_p, std::vector<Candidate>& candidates) {
 int32_t Pick(const std::vector<Candidate>& candidates, double uniform) {
   float best = candidates.front().logit;
   for (const Candidate& candidate : candidates) best = std::max(best, candidate.logit);
+  std::vector<float> weights;
+  weights.reserve(candidates.size());
   double total = 0;
-  for (const Candidate& candidate : candidates) total += std::exp(candidate.logit - best);
+  for (const Candidate& candidate : candidates) {
+    weights.push_back(std::exp(candidate.logit - best));
+    total += weights.back();
+  }
   double left = uniform * total;
   int32_t last_possible = candidates.front().id;
-  for (const Candidate& candidate : candidates) {
-    const double weight = std::exp(candidate.logit - best);
-    if (weight == 0) continue;
-    last_possible = candidate.id;
-    if (left < weight) return candidate.id;
-    left -= weight;
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    if (weights[i] == 0) continue;
+    last_possible = candidates[i].id;
+    if (left < weights[i]) return candidates[i].id;
+    left -= weights[i];
   }
   return last_possible;  // rounding left a sliver at the end
 }

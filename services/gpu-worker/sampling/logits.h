@@ -23,6 +23,9 @@ void ApplyBiasAndPenalties(const SamplingParams& params, const TokenCounts& coun
 bool HasPenalties(const SamplingParams& params);
 float Penalised(const SamplingParams& params, int times, float logit);
 
+// The largest value; -infinity of none. Not for NaN.
+float Largest(std::span<const float> values);
+
 // The lowest index of the largest value.
 int32_t ArgMax(std::span<const float> logits);
 

@@ -14,9 +14,9 @@ namespace {
 
 // Tokens of at least min_p times the best one's probability, unordered.
 std::vector<Candidate> AboveMinP(std::span<const float> row, float min_p) {
-  const float best = *std::max_element(row.begin(), row.end());
-  const float least = best + std::log(min_p);  // -infinity where min_p is 0
+  const float least = Largest(row) + std::log(min_p);  // -infinity where min_p is 0
   std::vector<Candidate> kept;
+  if (min_p == 0) kept.reserve(row.size());
   for (size_t i = 0; i < row.size(); ++i) {
     if (row[i] >= least) kept.push_back({static_cast<int32_t>(i), row[i]});
   }
@@ -78,7 +78,7 @@ absl::StatusOr<int32_t> Sampler::Choose(const SamplingParams& params, const Toke
 
 int32_t Sampler::Draw(const SamplingParams& params, uint64_t position) {
   // Relative to the largest, so that a tiny temperature cannot make infinities.
-  const float best = *std::max_element(row_.begin(), row_.end());
+  const float best = Largest(row_);
   for (float& logit : row_) logit = (logit - best) / params.temperature;
 
   std::vector<Candidate> candidates;

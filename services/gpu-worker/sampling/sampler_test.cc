@@ -4,7 +4,9 @@
 #include <limits>
 #include <map>
 #include <set>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/testing/status_matchers.h"
 #include "services/gpu-worker/sampling/logits.h"
 #include "services/gpu-worker/sampling/random.h"
@@ -191,6 +193,30 @@ TEST(Sampler, DamagedLogitsAreAnErrorThatNamesTheToken) {
                 IsStatus(absl::StatusCode::kDataLoss, HasSubstr("token 0")));
     EXPECT_THAT(sampler.Sample({.temperature = temperature}, {}, 0, std::vector<float>{-kInfinity}),
                 IsStatus(absl::StatusCode::kDataLoss, HasSubstr("no token")));
+  }
+}
+
+// Each place of rows of every length about those of its loops.
+TEST(Logits, TheLargestIsFoundWhereverItStands) {
+  EXPECT_EQ(Largest({}), -kInfinity);
+  for (size_t n = 1; n <= 50; ++n) {
+    std::vector<float> row(n, -kInfinity);
+    EXPECT_EQ(Largest(row), -kInfinity);
+    EXPECT_EQ(ArgMax(row), 0);
+    for (size_t i = 0; i < n; ++i) row[i] = -2 - static_cast<float>(i % 7);
+    for (size_t at = 0; at < n; ++at) {
+      const float before = std::exchange(row[at], -1);
+      EXPECT_EQ(Largest(row), -1) << at << " of " << n;
+      EXPECT_EQ(ArgMax(row), static_cast<int32_t>(at));
+      row[n - 1] = -1;  // of two the first
+      EXPECT_EQ(ArgMax(row), static_cast<int32_t>(at));
+      row[n - 1] = -9;
+      row[at] = std::nanf("");
+      EXPECT_THAT(CheckLogits(row), IsStatus(absl::StatusCode::kDataLoss,
+                                             HasSubstr(absl::StrCat("token ", at, " "))));
+      row[at] = before;
+      EXPECT_OK(CheckLogits(row));
+    }
   }
 }
 
