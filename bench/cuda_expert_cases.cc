@@ -88,7 +88,7 @@ std::shared_ptr<void> ExpertTables(int n_steps, int n_rows, int top_k, int n_exp
           {.slot = all.slots + ids[static_cast<size_t>(k)] * all.slot_bytes, .weight = 0.1f});
     }
   }
-  const auto table = RandomDeviceBits(places.size() * sizeof(places[0]));
+  auto table = RandomDeviceBits(places.size() * sizeof(places[0]));
   cudaMemcpy(table.get(), places.data(), places.size() * sizeof(places[0]), cudaMemcpyHostToDevice);
   return table;
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,7 @@ Floats Make(int64_t n, float size = 1) { return RandomDeviceFloats(static_cast<s
 
 template <typename T>
 std::shared_ptr<void> OnDevice(const std::vector<T>& values) {
-  const auto data = RandomDeviceBits(values.size() * sizeof(T));
+  auto data = RandomDeviceBits(values.size() * sizeof(T));
   cudaMemcpy(data.get(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice);
   return data;
 }
@@ -51,6 +52,7 @@ class Layers {
     constexpr auto k4 = worker::DecodeKind::kTiled4, kB = worker::DecodeKind::kBf16;
     const auto matrices = [](const std::vector<MatrixCase>& all, int64_t in) {
       std::vector<MatrixCopies> copies;
+      copies.reserve(all.size());
       for (const MatrixCase& one : all) copies.emplace_back(one, in, kLayers);
       return copies;
     };
@@ -63,14 +65,15 @@ class Layers {
       history_pointers_.push_back(history_.get() + int64_t{i} * 3 * kDelta.channels());
     }
     const auto pages = static_cast<int>((context + kPageTokens - 1) / kPageTokens);
-    std::vector<int32_t> table;
-    for (int i = 0; i < n_ * pages; ++i) table.push_back(i);
+    std::vector<int32_t> table(static_cast<size_t>(n_) * static_cast<size_t>(pages));
+    std::iota(table.begin(), table.end(), 0);
     const size_t pool = size_t{1} * static_cast<size_t>(n_ * pages * kPageTokens * kKv);
     states_ = OnDevice(state_pointers_), histories_ = OnDevice(history_pointers_);
     table_ = OnDevice(table);
     keys_ = DeviceBf16(pool), values_ = DeviceBf16(pool);
     positions_ = OnDevice(std::vector<int64_t>(static_cast<size_t>(n_), context - 1));
     std::vector<double> frequencies;
+    frequencies.reserve(32);
     for (int j = 0; j < 32; ++j) frequencies.push_back(std::pow(1e7, -j / 32.0));
     frequencies_ = OnDevice(frequencies);
     kv_ = {worker::KvType::kBf16,
@@ -118,10 +121,10 @@ class Layers {
     const worker::DeltaInputs inputs{mixed_.get(), decay_.get(), beta_.get()};
     RETURN_IF_CUDA_ERROR(worker::ConvolveCuda(
         kDelta, {n_, 1}, {kConvolution, kernel_.get(), a_log_.get(), dt_bias_.get()}, wide_.get(),
-        ba_.get(), static_cast<float* const*>(histories_.get()) + l * n_, inputs, stream));
+        ba_.get(), static_cast<float* const*>(histories_.get()) + int64_t{l} * n_, inputs, stream));
     return worker::DeltaRuleCuda(kDelta, {n_, 1}, inputs, wide_.get(), norm_.get(), kEps,
-                                 static_cast<float* const*>(states_.get()) + l * n_, mixer_.get(),
-                                 rounded_mixer_, 0, stream);
+                                 static_cast<float* const*>(states_.get()) + int64_t{l} * n_,
+                                 mixer_.get(), rounded_mixer_, 0, stream);
   }
 
   cudaError_t RunAttention(int l, cudaStream_t stream) const {
@@ -155,17 +158,19 @@ class Layers {
                                      delta_.get(), stream);
   }
 
+  // A row of `columns` for each of the batch.
+  Floats Rows(int64_t columns) const { return Make(n_ * columns); }
+
   int n_;
   int64_t context_;
   worker::DecodeLevels levels_ = worker::MakeDecodeLevels(kNf4Levels).value();
   std::vector<MatrixCopies> delta_in_, attention_in_, out_, router_;
-  Floats x_ = Make(n_ * kWidth), h_ = Make(n_ * kWidth), delta_ = Make(n_ * kWidth),
-         norm_ = Make(kWidth), wide_ = Make(n_ * kQkvz), ba_ = Make(n_ * 64),
-         mixed_ = Make(n_ * kDelta.channels()), decay_ = Make(n_ * 32), beta_ = Make(n_ * 32),
-         kernel_ = Make(kConvolution * kDelta.channels(), 0.3f), a_log_ = Make(32),
-         dt_bias_ = Make(32), mixer_ = Make(n_ * 4096), k_ = Make(n_ * kKv), v_ = Make(n_ * kKv),
-         q_ = Make(n_ * 4096), logits_ = Make(n_ * kExperts), gate_ = Make(n_),
-         weights_ = Make(n_ * kTopK), act_ = Make(n_ * kPlaces * kExpertInner),
+  Floats x_ = Rows(kWidth), h_ = Rows(kWidth), delta_ = Rows(kWidth), norm_ = Make(kWidth),
+         wide_ = Rows(kQkvz), ba_ = Rows(64), mixed_ = Rows(kDelta.channels()), decay_ = Rows(32),
+         beta_ = Rows(32), kernel_ = Make(int64_t{kConvolution} * kDelta.channels(), 0.3f),
+         a_log_ = Make(32), dt_bias_ = Make(32), mixer_ = Rows(4096), k_ = Rows(kKv),
+         v_ = Rows(kKv), q_ = Rows(4096), logits_ = Rows(kExperts), gate_ = Make(n_),
+         weights_ = Rows(kTopK), act_ = Rows(int64_t{kPlaces} * kExpertInner),
          state_ = Make(int64_t{kLayers} * n_ * 32 * 128 * 128, 0.1f),
          history_ = Make(int64_t{kLayers} * n_ * 3 * kDelta.channels()), scratch_;
   std::vector<float*> state_pointers_, history_pointers_;

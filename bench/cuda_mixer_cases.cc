@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -90,7 +91,7 @@ void AddNorm(int n_rows, CudaCases* cases) {
 }
 
 void AddRouter(int n_rows, CudaCases* cases) {
-  const auto logits = Floats(int64_t{n_rows} * kExperts), weights = Floats(n_rows * kTopK);
+  const auto logits = Floats(int64_t{n_rows} * kExperts), weights = Floats(int64_t{n_rows} * kTopK);
   const auto ids = ToDevice(std::vector<int32_t>(static_cast<size_t>(n_rows * kTopK)));
   const auto layer = [=](int, cudaStream_t stream) {
     return worker::RouteCuda({n_rows, kExperts, kTopK}, true, logits.get(), ids.get(),
@@ -110,6 +111,7 @@ struct Tables {
 Tables MakeTables(int n, int64_t size) {
   Tables tables{Floats(n * size, 0.1f), nullptr};
   std::vector<float*> pointers;
+  pointers.reserve(static_cast<size_t>(n));
   for (int i = 0; i < n; ++i) pointers.push_back(tables.memory.get() + i * size);
   tables.pointers = ToDevice(pointers);
   return tables;
@@ -134,7 +136,7 @@ void AddDelta(const SequenceRows& rows, const std::vector<int>& all_parts, CudaC
     const worker::DeltaInputs inputs{mixed.get(), decay.get(), beta.get()};
     return worker::ConvolveCuda(
         kDelta, rows, {kConvolution, kernel.get(), a_log.get(), dt_bias.get()}, qkvz.get(),
-        ba.get(), histories.pointers.get() + i % n_copies * n_sequences, inputs, stream);
+        ba.get(), histories.pointers.get() + int64_t{i % n_copies} * n_sequences, inputs, stream);
   };
   const auto rows_bytes = 4.0 * static_cast<double>(total);
   const auto wide = static_cast<double>(channels);
@@ -147,8 +149,8 @@ void AddDelta(const SequenceRows& rows, const std::vector<int>& all_parts, CudaC
     const auto rule = [=](int i, cudaStream_t stream) {
       const worker::DeltaInputs in{mixed.get(), decay.get(), beta.get()};
       return worker::DeltaRuleCuda(kDelta, rows, in, qkvz.get(), norm.get(), kEps,
-                                   states.pointers.get() + i % n_copies * n_sequences, out.get(),
-                                   parts, stream);
+                                   states.pointers.get() + int64_t{i % n_copies} * n_sequences,
+                                   out.get(), parts, stream);
     };
     cases->push_back(
         {.op = "delta rule",
@@ -166,9 +168,10 @@ void AddAttention(worker::KvType type, int n_rows, int64_t context, CudaCases* c
   const int max_pages = static_cast<int>((context + kPageTokens - 1) / kPageTokens);
   const int64_t pool = int64_t{n_rows} * max_pages * kPageTokens * kv_row;
   const int n_copies = 1 + static_cast<int>(kRotatedBytes / (4.0 * static_cast<double>(pool)));
-  std::vector<int32_t> pages;
-  for (int i = 0; i < n_rows * max_pages; ++i) pages.push_back(n_rows * max_pages - 1 - i);
+  std::vector<int32_t> pages(static_cast<size_t>(n_rows) * static_cast<size_t>(max_pages));
+  std::iota(pages.rbegin(), pages.rend(), 0);
   std::vector<double> frequencies;
+  frequencies.reserve(32);
   for (int j = 0; j < 32; ++j) frequencies.push_back(std::pow(1e7, -j / 32.0));
   const auto table = ToDevice(pages);
   const auto positions = ToDevice(std::vector<int64_t>(static_cast<size_t>(n_rows), context - 1));

@@ -47,7 +47,7 @@ std::shared_ptr<T> ToDevice(const std::vector<T>& values) {
 // `copies` times the same random bits.
 std::shared_ptr<uint8_t> Repeated(size_t bytes, int copies) {
   const auto one = RandomDeviceBits(bytes);
-  const auto all = DeviceBytes(bytes * static_cast<size_t>(copies));
+  auto all = DeviceBytes(bytes * static_cast<size_t>(copies));
   for (int i = 0; i < copies; ++i) {
     Require(cudaMemcpy(all.get() + static_cast<size_t>(i) * bytes, one.get(), bytes,
                        cudaMemcpyDeviceToDevice));

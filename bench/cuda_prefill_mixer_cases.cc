@@ -60,11 +60,11 @@ std::shared_ptr<uint16_t> Bf16s(int64_t n) {
 void AddDelta(int n_rows, CudaCases* cases) {
   const int64_t n_values = int64_t{kDelta.value_heads} * kDelta.value_dim;
   const int64_t channels = kDelta.channels(), state = n_values * kDelta.key_dim;
-  const auto qkvz = Floats(n_rows * (channels + n_values)), ba = Floats(n_rows * 64),
+  const auto qkvz = Floats(n_rows * (channels + n_values)), ba = Floats(int64_t{n_rows} * 64),
              kernel = Floats(kConvolution * channels, 0.3f), a_log = Floats(32),
              dt_bias = Floats(32), norm = Floats(kDelta.value_dim), out = Floats(n_rows * n_values),
-             mixed = Floats(n_rows * channels, 0.1f), decay = Constant(n_rows * 32, 0.98f),
-             beta = Constant(n_rows * 32, 0.5f), states = Floats(state),
+             mixed = Floats(n_rows * channels, 0.1f), decay = Constant(int64_t{n_rows} * 32, 0.98f),
+             beta = Constant(int64_t{n_rows} * 32, 0.5f), states = Floats(state),
              histories = Floats((kConvolution - 1) * channels);
   const auto state_table = ToDevice(std::vector<float*>{states.get()});
   const auto history_table = ToDevice(std::vector<float*>{histories.get()});
@@ -103,12 +103,13 @@ void AddAttention(int n_rows, int64_t context, CudaCases* cases) {
   std::vector<int64_t> positions(static_cast<size_t>(n_rows));
   std::iota(positions.begin(), positions.end(), context);
   std::vector<double> frequencies;
+  frequencies.reserve(32);
   for (int j = 0; j < 32; ++j) frequencies.push_back(std::pow(1e7, -j / 32.0));
   const auto table = ToDevice(pages);
   const auto at = ToDevice(positions);
   const auto turns = ToDevice(frequencies);
-  const auto keys = Bf16s(n_pages * kPageTokens * kv_row),
-             values = Bf16s(n_pages * kPageTokens * kv_row);
+  const auto keys = Bf16s(int64_t{n_pages} * kPageTokens * kv_row),
+             values = Bf16s(int64_t{n_pages} * kPageTokens * kv_row);
   const auto q = Floats(n_rows * row), query_gate = Floats(n_rows * row * 2),
              out = Floats(n_rows * row), k = Floats(n_rows * kv_row),
              norm = Floats(kAttention.head_dim);
