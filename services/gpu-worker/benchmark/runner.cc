@@ -90,6 +90,7 @@ class Repetition {
   // Each step gives the prompts that are not read yet an equal share of its rows.
   absl::Status Prefill(Clock::time_point start, BenchmarkResult& result) {
     std::vector<std::vector<int32_t>> prompts;
+    prompts.reserve(static_cast<size_t>(test_.batch));
     for (int i = 0; i < test_.batch; ++i) prompts.push_back(RandomIds(test_.tokens));
     std::vector<size_t> read(prompts.size(), 0);
     while (true) {
@@ -211,7 +212,7 @@ void AddTiers(Engine& engine, const TierSums& before, BenchmarkResult* result) {
   const auto steps = static_cast<double>(std::max<size_t>(
       1, std::max(result->between_token_seconds.size(), result->first_token_seconds.size())));
   result->hit_rate = uses == 0 ? 0 : (now.hits - before.hits) / uses;
-  const auto bytes = [&](uint64_t TierWork::* part) {
+  const auto bytes = [&](uint64_t TierWork::*part) {
     return static_cast<double>(now.work.*part - before.work.*part) / steps;
   };
   result->pcie_bytes_per_step = bytes(&TierWork::pcie_bytes);

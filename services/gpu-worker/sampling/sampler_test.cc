@@ -23,6 +23,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // ln of probabilities, so that a test can state the distribution it means.
 std::vector<float> Logits(const std::vector<double>& probabilities) {
   std::vector<float> logits;
+  logits.reserve(probabilities.size());
   for (const double p : probabilities) logits.push_back(static_cast<float>(std::log(p)));
   return logits;
 }

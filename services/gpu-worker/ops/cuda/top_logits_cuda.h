@@ -16,8 +16,8 @@ int64_t TopLogitsScratchBytes(int n_rows);
 
 //   logits        [n_rows, vocabulary]  float
 //   temperatures  [n_rows]              float, of weight_sum; 0 counts as 1
-//   rows          [n_rows]              the answers, all fields of each; may be pinned memory of the
-//                                       host, which sees them with a flag that a later kernel sets
+//   rows          [n_rows]              the answers, all fields of each; may lie in pinned memory
+//                                       of the host, for whoever sees a later kernel's flag there
 //
 // Two launches. The first counts logits by their upper bits, the second sorts what lies above the
 // bit pattern that leaves at least kTopLogits; a row where those are more than 4096 is kCrowded.
