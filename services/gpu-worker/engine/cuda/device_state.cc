@@ -29,7 +29,7 @@ DeviceStateShape DeviceStateShape::Of(const ModelConfig& c, int max_drafts) {
   if (max_drafts == 0) return shape;
   ++shape.attention_layers;
   shape.max_drafts = max_drafts;
-  const int64_t kept = max_drafts * (shape.channels + 2 * c.linear_value_heads);
+  const int64_t kept = max_drafts * (shape.channels + int64_t{2} * c.linear_value_heads);
   shape.kept_floats = (kept + kVector - 1) / kVector * kVector;
   shape.hidden_floats = c.hidden_size;
   return shape;
@@ -37,7 +37,7 @@ DeviceStateShape DeviceStateShape::Of(const ModelConfig& c, int max_drafts) {
 
 absl::StatusOr<std::shared_ptr<DeviceState>> DeviceState::Create(const DeviceStateShape& shape) {
   auto state = std::shared_ptr<DeviceState>(new DeviceState(shape));
-  const int64_t n_pools = 2 * shape.attention_layers;
+  const int64_t n_pools = int64_t{2} * shape.attention_layers;
   for (const cudaError_t error : {state->kv_.Allocate(n_pools * shape.PoolBytes()),
                                   state->kv_scales_.Allocate(n_pools * shape.PoolScales())}) {
     HEARTH_RETURN_IF_ERROR(

@@ -41,7 +41,9 @@ struct DeviceStateShape {
     return kv_type == KvType::kInt8 ? n_pages * page_tokens * n_kv_heads : 0;
   }
   // Bytes of all pages, and of all sequences' states.
-  int64_t KvBytes() const { return 2 * attention_layers * (PoolBytes() + 4 * PoolScales()); }
+  int64_t KvBytes() const {
+    return int64_t{2} * attention_layers * (PoolBytes() + 4 * PoolScales());
+  }
   int64_t layer_floats() const { return recurrent_floats + history_floats + 2 * kept_floats; }
   int64_t sequence_floats() const {
     return delta_layers * layer_floats() + (max_drafts + 2) * hidden_floats;
@@ -66,11 +68,13 @@ class DeviceState {
   void ReturnPlace(int place) { free_places_.push_back(place); }
 
   // Pools of all pages of one attention layer.
-  void* Keys(int attention_layer) const { return KvAt(2 * attention_layer); }
-  void* Values(int attention_layer) const { return KvAt(2 * attention_layer + 1); }
+  void* Keys(int attention_layer) const { return KvAt(int64_t{2} * attention_layer); }
+  void* Values(int attention_layer) const { return KvAt(int64_t{2} * attention_layer + 1); }
   // kInt8: their scales.
-  float* KeyScales(int attention_layer) const { return ScalesAt(2 * attention_layer); }
-  float* ValueScales(int attention_layer) const { return ScalesAt(2 * attention_layer + 1); }
+  float* KeyScales(int attention_layer) const { return ScalesAt(int64_t{2} * attention_layer); }
+  float* ValueScales(int attention_layer) const {
+    return ScalesAt(int64_t{2} * attention_layer + 1);
+  }
   // Of one delta-net layer of the sequence at `place`.
   float* Recurrent(int place, int delta_layer) const {
     return Sequence(place) + delta_layer * shape_.recurrent_floats;

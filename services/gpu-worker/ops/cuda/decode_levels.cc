@@ -11,7 +11,7 @@ std::optional<DecodeLevels> MakeDecodeLevels(const std::array<float, 16>& levels
   bool low_has[2] = {}, high_has[2] = {};  // a positive one, a negative one
   DecodeLevels to;
   for (int code = 0; code < 16; ++code) {
-    const int level = rounded.integers[static_cast<size_t>(code)];
+    const int8_t level = rounded.integers[static_cast<size_t>(code)];
     bool(&has)[2] = code < 8 ? low_has : high_has;
     has[0] |= level > 0;
     has[1] |= level < 0;
