@@ -1,3 +1,4 @@
+#include "services/gpu-worker/ops/cuda/convolve_unit.cuh"
 #include "services/gpu-worker/ops/cuda/delta_cuda.h"
 #include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
@@ -5,10 +6,7 @@
 namespace hearth::worker {
 namespace {
 
-constexpr int kMaxWidth = 4;  // of the convolution; shorter ones have zeros in front
-constexpr int kPast = kMaxWidth - 1;
 constexpr int kRowsAWarp = 8;  // of prefill; the three rows before them are read again
-constexpr float kL2Eps = 1e-6f;
 
 struct ConvolveArgs {
   DeltaShape shape;
@@ -20,50 +18,16 @@ struct ConvolveArgs {
   DeltaInputs to;
 };
 
-// One head's q, k or v: where its first channel lies in a row of qkvz and in a row of mixed.
-struct Unit {
-  int from;
-  int to;
-  int width;
-  bool is_normalised;
-  float scale;     // after the norm
-  int value_head;  // -1 for q and k
-};
-
-__device__ Unit UnitOf(const DeltaShape& shape, int unit) {
-  const int dk = shape.key_dim, dv = shape.value_dim;
-  const int share = shape.value_heads / shape.key_heads;
-  const int group = 2 * dk + 2 * share * dv;
-  const int n_keys = shape.key_heads * dk;
-  if (unit < shape.key_heads) {
-    return {unit * group, unit * dk, dk, true, 1 / sqrtf(static_cast<float>(dk)), -1};
-  }
-  unit -= shape.key_heads;
-  if (unit < shape.key_heads) return {unit * group + dk, n_keys + unit * dk, dk, true, 1, -1};
-  unit -= shape.key_heads;
-  return {unit / share * group + 2 * dk + unit % share * dv,
-          2 * n_keys + unit * dv,
-          dv,
-          false,
-          1,
-          unit};
-}
-
 // `kept` [channels | Hv | Hv]: where the row is kept too, if it is.
 __device__ void WriteGates(const ConvolveArgs& args, int value_head, int64_t row, float* kept) {
-  const int share = args.shape.value_heads / args.shape.key_heads;
-  const float* gates =
-      args.ba + (row * args.shape.key_heads + value_head / share) * 2 * share + value_head % share;
+  const DeltaGates gates = GatesOf(args.shape, args.weights, args.ba, value_head, row);
   const int64_t at = row * args.shape.value_heads + value_head;
-  const float beta = SigmoidOf(gates[0]);
-  const float decay = expf(-expf(args.weights.a_log[value_head]) *
-                           SoftplusOf(gates[share] + args.weights.dt_bias[value_head]));
-  args.to.beta[at] = beta;
-  args.to.decay[at] = decay;
+  args.to.beta[at] = gates.beta;
+  args.to.decay[at] = gates.decay;
   if (kept == nullptr) return;
   kept += KeptRowFloats(args.shape) - 2 * args.shape.value_heads + value_head;
-  kept[0] = decay;
-  kept[args.shape.value_heads] = beta;
+  kept[0] = gates.decay;
+  kept[args.shape.value_heads] = gates.beta;
 }
 
 // One warp (and block) owns a unit of one sequence over kRowsAWarp rows: blockIdx.x is the unit, y
@@ -75,7 +39,7 @@ __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
   static_assert(kPerLane >= 1 && kPerLane <= 8);
   const int lane = static_cast<int>(threadIdx.x);
   const DeltaShape& shape = args.shape;
-  const Unit unit = UnitOf(shape, static_cast<int>(blockIdx.x));
+  const ConvolveUnit unit = UnitOf(shape, static_cast<int>(blockIdx.x));
   const int64_t channels =
       2 * shape.key_heads * shape.key_dim + shape.value_heads * shape.value_dim;
   const int64_t row_size = channels + int64_t{shape.value_heads} * shape.value_dim;
@@ -87,18 +51,8 @@ __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
   const float* const input = args.qkvz + first_row * row_size + unit.from;
 
   // The weights, while earlier kernels end.
-  float kernel[kPerLane][kMaxWidth];
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int channel = lane + i * kWarp;
-#pragma unroll
-    for (int w = 0; w < kMaxWidth; ++w) {
-      const int tap = w - (kPast - n_past);
-      kernel[i][w] = channel < unit.width && tap >= 0
-                         ? args.weights.kernel[tap * channels + unit.to + channel]
-                         : 0.f;
-    }
-  }
+  float kernel[kPerLane][kMaxConvolution];
+  LoadTaps(args.weights, unit, channels, lane, kernel);
   JoinChain();
   float* const history = args.histories[blockIdx.y];
   if (history == nullptr) return;
@@ -145,29 +99,20 @@ __global__ void __launch_bounds__(kWarp) ConvolveKernel(ConvolveArgs args) {
   for (int r = 0; r < kRowsAWarp; ++r) {
     const int t = begin + r;
     if (t >= end) break;
-    // Convolution and SiLU.
-    float value[kPerLane], squares = 0;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      float sum = 0;
-#pragma unroll
-      for (int p = 0; p < kPast; ++p) sum += kernel[i][p] * window[i][p];
-      value[i] = SiluOf(sum + kernel[i][kPast] * newest[r][i]);
-      squares += value[i] * value[i];
-#pragma unroll
-      for (int p = 0; p + 1 < kPast; ++p) window[i][p] = window[i][p + 1];
-      window[i][kPast - 1] = newest[r][i];
-    }
-    // Norm.
-    const float factor = unit.is_normalised ? unit.scale / sqrtf(WarpSum(squares) + kL2Eps) : 1.f;
+    float value[kPerLane];
+    ConvolveRow(unit, kernel, window, newest[r], value);
     float* const to = args.to.mixed + (first_row + t) * channels + unit.to;
     float* const kept = kept_at(t);
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const int channel = lane + i * kWarp;
-      if (channel >= unit.width) continue;
-      to[channel] = value[i] * factor;
-      if (kept != nullptr) kept[unit.to + channel] = value[i] * factor;
+      if (channel < unit.width) {
+        to[channel] = value[i];
+        if (kept != nullptr) kept[unit.to + channel] = value[i];
+      }
+#pragma unroll
+      for (int p = 0; p + 1 < kPast; ++p) window[i][p] = window[i][p + 1];
+      window[i][kPast - 1] = newest[r][i];
     }
   }
   // Gates: a lane has a row.
@@ -196,9 +141,10 @@ cudaError_t ConvolveCuda(const DeltaShape& shape, const SequenceRows& rows,
                          const ConvolveWeights& weights, const float* qkvz, const float* ba,
                          float* const* histories, const DeltaInputs& to, cudaStream_t stream) {
   const int widest = shape.key_dim > shape.value_dim ? shape.key_dim : shape.value_dim;
-  if (rows.n_sequences < 0 || rows.n_rows < 0 || weights.width < 2 || weights.width > kMaxWidth ||
-      shape.key_heads < 1 || shape.value_heads % shape.key_heads != 0 || widest > 8 * kWarp ||
-      to.drafts.n < 0 || (to.drafts.n > 0 && to.drafts.n >= rows.n_rows)) {
+  if (rows.n_sequences < 0 || rows.n_rows < 0 || weights.width < 2 ||
+      weights.width > kMaxConvolution || shape.key_heads < 1 ||
+      shape.value_heads % shape.key_heads != 0 || widest > 8 * kWarp || to.drafts.n < 0 ||
+      (to.drafts.n > 0 && to.drafts.n >= rows.n_rows)) {
     return cudaErrorInvalidValue;
   }
   if (rows.total() == 0) return cudaSuccess;

@@ -92,4 +92,24 @@ inline cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& ro
   return DeltaRuleCuda(shape, rows, in, qkvz, norm, eps, states, out, {}, parts, stream);
 }
 
+// Both of one row of each sequence, in one launch: the same bits. Without drafts, pending or kept.
+//
+//   arrivals  [S, Hk]  device, zero at first, and again after each launch
+//
+// The rest as above; of histories and states no two may alias, and between two launches that update
+// one there must be another kernel. dk <= 128. Bytes: 8 S (Hv dk dv + (W - 1) channels) + 4 S
+// (channels + 2 Hv dv) + 4 W channels.
+struct DeltaStep {
+  ConvolveWeights weights;
+  const float* qkvz = nullptr;
+  const float* ba = nullptr;
+  const float* norm = nullptr;
+  float eps = 0;
+  float* const* histories = nullptr;
+  float* const* states = nullptr;
+  uint32_t* arrivals = nullptr;
+};
+cudaError_t DeltaStepCuda(const DeltaShape& shape, int n_sequences, const DeltaStep& step,
+                          float* out, const RoundedRows& rounded, cudaStream_t stream);
+
 }  // namespace hearth::worker

@@ -119,6 +119,43 @@ Floats RunCuda(Layer& layer, int parts, int idle = -1) {
   return ToHost(out);
 }
 
+// The same of one row of each sequence, by the kernel that does it all.
+Floats RunStep(Layer& layer, int idle = -1) {
+  const int n = layer.rows.n_sequences;
+  const auto qkvz = ToDevice(layer.qkvz), ba = ToDevice(layer.ba), kernel = ToDevice(layer.kernel),
+             a_log = ToDevice(layer.a_log), dt_bias = ToDevice(layer.dt_bias),
+             norm = ToDevice(layer.norm);
+  auto histories = AllToDevice(layer.histories), states = AllToDevice(layer.states);
+  const auto history_table = TableOf(histories, idle), state_table = TableOf(states, idle);
+  const std::vector<uint32_t> none(static_cast<size_t>(n * layer.shape.key_heads));
+  auto arrivals = ToDevice(none);
+  auto out = Poisoned<float>(n * layer.values());
+  RoundedBuffer rounded(n, static_cast<int>(layer.values()));
+  const bool is_rounded = layer.shape.value_dim % 64 == 0 && idle < 0;
+  const DeltaStep step{.weights = {.width = layer.width,
+                                   .kernel = kernel.data(),
+                                   .a_log = a_log.data(),
+                                   .dt_bias = dt_bias.data()},
+                       .qkvz = qkvz.data(),
+                       .ba = ba.data(),
+                       .norm = norm.data(),
+                       .eps = kEps,
+                       .histories = history_table.data(),
+                       .states = state_table.data(),
+                       .arrivals = arrivals.data()};
+  HEARTH_EXPECT_CUDA(DeltaStepCuda(layer.shape, n, step, out.data(),
+                                   is_rounded ? rounded.rows() : RoundedRows{}, nullptr));
+  if (is_rounded) {
+    ExpectSameProducts(n, static_cast<int>(layer.values()), out.data(), rounded.rows());
+  }
+  EXPECT_EQ(ToHost(arrivals), none);
+  for (size_t s = 0; s < states.size(); ++s) {
+    layer.histories[s] = ToHost(histories[s]);
+    layer.states[s] = ToHost(states[s]);
+  }
+  return ToHost(out);
+}
+
 class DeltaCudaTest : public CudaTest {
  protected:
   void ExpectAgreement(Layer layer, int parts) {
@@ -143,6 +180,26 @@ TEST_F(DeltaCudaTest, OneRowOfEachSequenceAgrees) {
         SCOPED_TRACE(::testing::Message() << shape.value_heads << " heads of " << shape.key_dim
                                           << " x " << shape.value_dim << ", parts " << parts);
         ExpectAgreement(Layer(shape, {n_sequences, 1}, kWidth, seed += 100), parts);
+      }
+    }
+  }
+}
+
+TEST_F(DeltaCudaTest, AStepInOneLaunchHasTheBitsOfTwo) {
+  uint32_t seed = 50000;
+  for (const DeltaShape& shape :
+       {DeltaShape{1, 2, 16, 16}, DeltaShape{2, 4, 32, 32}, DeltaShape{4, 8, 64, 32},
+        DeltaShape{1, 3, 48, 20}, DeltaShape{16, 16, 16, 128}, DeltaShape{16, 32, 128, 128}}) {
+    for (const int width : {2, 3, 4}) {
+      for (const int n_sequences : {1, 3, 8}) {
+        SCOPED_TRACE(::testing::Message() << shape.value_heads << " heads of " << shape.key_dim
+                                          << " x " << shape.value_dim << ", width " << width);
+        Layer exact(shape, {n_sequences, 1}, width, seed += 100), two = exact, one = exact;
+        const Floats want = RunExact(exact), expected = RunCuda(two, 0), got = RunStep(one);
+        EXPECT_TRUE(AllClose(got, want, {.abs = 2e-4, .rel = 1e-4}));
+        EXPECT_EQ(got, expected);
+        EXPECT_EQ(one.states, two.states);
+        EXPECT_EQ(one.histories, exact.histories);
       }
     }
   }
@@ -192,6 +249,17 @@ TEST_F(DeltaCudaTest, AnIdlePlaceIsLeftAlone) {
     };
     EXPECT_TRUE(AllClose(last(got), last(want), {.abs = 2e-4, .rel = 1e-4}));
   }
+}
+
+TEST_F(DeltaCudaTest, AStepLeavesAnIdlePlaceAlone) {
+  Layer layer({2, 4, 32, 32}, {3, 1}, kWidth, 9), same = layer;
+  const Layer before = layer;
+  const Floats want = RunExact(layer), got = RunStep(same, /*idle=*/1);
+  const auto n = static_cast<size_t>(layer.values());
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(IsPoison(got[i]), i / n == 1) << i;
+  EXPECT_EQ(same.states[1], before.states[1]);
+  EXPECT_EQ(same.histories[1], before.histories[1]);
+  EXPECT_EQ(same.histories[2], layer.histories[2]);
 }
 
 TEST_F(DeltaCudaTest, RefusesShapesItCannotHold) {

@@ -14,33 +14,51 @@ struct GatedNorm {
   RoundedRows rounded = {};  // [rows, Hv dv], if wanted; dv is a multiple of 64 then
 };
 
-// to = norm * from / sqrt(mean(from^2) + eps) * silu(z) of one head of one row, by one warp: lane l
-// has columns 4 l .. 4 l + 3. `to` may be `from`. dv a multiple of 4, at most 128.
-__device__ inline void NormHead(const DeltaShape& shape, const GatedNorm& gated, int head,
-                                int64_t row, const float* from, float* to) {
+// Lane l of a warp has columns 4 l .. 4 l + 3 of a head; zeros beyond dv, a multiple of 4 and at
+// most 128.
+struct HeadVector {
+  float of[4] = {};
+};
+__device__ inline HeadVector LoadHead(const float* from, int dv) {
+  HeadVector v;
+  const int column = static_cast<int>(threadIdx.x) % kWarp * 4;
+#pragma unroll
+  for (int c = 0; c < 4; ++c) v.of[c] = column < dv ? from[column + c] : 0.f;
+  return v;
+}
+__device__ inline void StoreHead(const HeadVector& v, float (&to)[4 * kWarp]) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) to[threadIdx.x % kWarp * 4 + c] = v.of[c];
+}
+__device__ inline HeadVector LoadZ(const DeltaShape& shape, const float* qkvz, int head,
+                                   int64_t row) {
   const int dv = shape.value_dim, share = shape.value_heads / shape.key_heads;
   const int64_t group = 2 * shape.key_dim + 2 * share * dv;
-  const float* const z = gated.qkvz + (row * shape.key_heads + head / share) * group +
-                         2 * shape.key_dim + (share + head % share) * dv;
+  return LoadHead(qkvz + (row * shape.key_heads + head / share) * group + 2 * shape.key_dim +
+                      (share + head % share) * dv,
+                  dv);
+}
+
+// to = norm * o / sqrt(mean(o^2) + eps) * silu(z) of one head of one row, by one warp. Spelled out
+// as UpdateState is.
+__device__ inline void NormHead(const DeltaShape& shape, const GatedNorm& gated, int head,
+                                int64_t row, HeadVector o, const HeadVector& z,
+                                const HeadVector& norm, float* to) {
+  const int dv = shape.value_dim;
   const int column = static_cast<int>(threadIdx.x) % kWarp * 4;
-  float o[4], squares = 0;
+  float squares = 0;
 #pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    o[c] = column < dv ? from[column + c] : 0.f;
-    squares += o[c] * o[c];
-  }
+  for (int c = 0; c < 4; ++c) squares = fmaf(o.of[c], o.of[c], squares);
   const float scale = 1 / sqrtf(WarpSum(squares) / static_cast<float>(dv) + gated.eps);
   const bool is_there = column < dv;
-  if (is_there) {
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      o[c] = gated.norm[column + c] * (o[c] * scale) * SiluOf(z[column + c]);
-      to[column + c] = o[c];
-    }
+  for (int c = 0; c < 4; ++c) {
+    o.of[c] = norm.of[c] * (o.of[c] * scale) * SiluOf(z.of[c]);
+    if (is_there) to[column + c] = o.of[c];
   }
   if (gated.rounded.words != nullptr) {
-    StoreRounded({o[0], o[1], o[2], o[3]}, is_there, gated.rounded, row, shape.value_heads * dv,
-                 head * dv + (is_there ? column : 0));
+    StoreRounded({o.of[0], o.of[1], o.of[2], o.of[3]}, is_there, gated.rounded, row,
+                 shape.value_heads * dv, head * dv + (is_there ? column : 0));
   }
 }
 

@@ -1,17 +1,12 @@
 #include "services/gpu-worker/ops/cuda/delta_cuda.h"
 #include "services/gpu-worker/ops/cuda/delta_norm.cuh"
+#include "services/gpu-worker/ops/cuda/delta_update.cuh"
 #include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
 namespace {
 
-// A warp owns 8 columns of a state: 2 lanes of 4 columns each times 16 groups of rows, so that one
-// load of the warp takes 16 whole sectors of 32 bytes, and the sums over rows stay in the warp.
-constexpr int kColumnLanes = 2;
-constexpr int kGroups = kWarp / kColumnLanes;
-constexpr int kColumnsAWarp = kColumnLanes * 4;
-constexpr int kMaxDim = 128;
 constexpr int kDefaultParts =
     4;  // of 32 heads: 128 blocks for an H100's 132 multiprocessors; a guess
 
@@ -27,25 +22,10 @@ struct DeltaArgs {
   RoundedRows rounded;
 };
 
-// What one lane needs of one row. Rows of the state that are beyond dk have q = k = 0.
-template <int kRows>
-struct RowInputs {
-  float q[kRows], k[kRows];
-  float4 v;
-  float decay, beta;
-};
-
-// The places of one lane: state rows group, group + kGroups, ... and columns column .. column + 3.
-struct Place {
-  int head;
-  int group;
-  int column;
-};
-
 // Of one row: mixed [channels], decay and beta [Hv].
 template <int kRows>
-__device__ RowInputs<kRows> Load(const DeltaShape& shape, const Place& place, const float* mixed,
-                                 const float* decay, const float* beta) {
+__device__ RowInputs<kRows> Load(const DeltaShape& shape, const DeltaPlace& place,
+                                 const float* mixed, const float* decay, const float* beta) {
   const int dk = shape.key_dim;
   const int64_t n_keys = int64_t{shape.key_heads} * dk;
   const int key_head = place.head / (shape.value_heads / shape.key_heads);
@@ -64,56 +44,13 @@ __device__ RowInputs<kRows> Load(const DeltaShape& shape, const Place& place, co
   return in;
 }
 
-// The sum over the row groups, in every lane of a column.
-__device__ float GroupSum(float value) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset >= kColumnLanes; offset /= 2) {
-    value += __shfl_xor_sync(kAllLanes, value, offset);
-  }
-  return value;
-}
-
-// S = decay S + k (beta (v - decay k^T S)); returns q^T S. Both sums over rows are of the old
-// state: q^T S = decay q^T S_old + (q k) change, one pass instead of two.
-template <int kRows>
-__device__ float4 Update(const RowInputs<kRows>& in, float (&state)[kRows][4]) {
-  float kept[4] = {}, asked[4] = {}, qk = 0;
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    qk += in.q[r] * in.k[r];
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      kept[c] += in.k[r] * state[r][c];
-      asked[c] += in.q[r] * state[r][c];
-    }
-  }
-  qk = GroupSum(qk);
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    kept[c] = GroupSum(kept[c]);
-    asked[c] = GroupSum(asked[c]);
-  }
-  const float v[4] = {in.v.x, in.v.y, in.v.z, in.v.w};
-  float change[4], out[4];
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    change[c] = in.beta * (v[c] - in.decay * kept[c]);
-    out[c] = in.decay * asked[c] + qk * change[c];
-  }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) state[r][c] = in.decay * state[r][c] + in.k[r] * change[c];
-  }
-  return {out[0], out[1], out[2], out[3]};
-}
-
 // One block owns a head's columns, or a part of them (blockIdx.z), of one sequence (y); each of its
 // warps 8 columns, on its own. The state is in registers from the first row to the last.
 template <int kRows, bool kIsNormed>
-__global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKernel(DeltaArgs args) {
-  static_assert(kRows >= 1 && kRows * kGroups <= kMaxDim);
-  __shared__ float whole[kMaxDim];  // a head's output, for the norm
+__global__ void __launch_bounds__(kMaxDeltaDim / kColumnsAWarp * kWarp)
+    DeltaRuleKernel(DeltaArgs args) {
+  static_assert(kRows >= 1 && kRows * kGroups <= kMaxDeltaDim);
+  __shared__ float whole[kMaxDeltaDim];  // a head's output, for the norm
   // Past the L1: written by kernels before the one in front, which may not have ended.
   float* const states = reinterpret_cast<float*>(
       __ldcg(reinterpret_cast<const unsigned long long*>(args.states + blockIdx.y)));
@@ -122,9 +59,9 @@ __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKern
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int first_column = static_cast<int>(blockIdx.z * (blockDim.x / kWarp)) * kColumnsAWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const Place place{.head = static_cast<int>(blockIdx.x),
-                    .group = lane / kColumnLanes,
-                    .column = first_column + warp * kColumnsAWarp + lane % kColumnLanes * 4};
+  const DeltaPlace place{.head = static_cast<int>(blockIdx.x),
+                         .group = lane / kColumnLanes,
+                         .column = first_column + warp * kColumnsAWarp + lane % kColumnLanes * 4};
   const bool is_mine = states != nullptr && place.column < dv;
   const int n_rows = args.rows.n_rows;
   const int64_t first_row = int64_t{blockIdx.y} * n_rows;
@@ -132,14 +69,7 @@ __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKern
   // Read the state, while earlier kernels end.
   float* const home = states + int64_t{place.head} * dk * dv + place.column;
   float state[kRows][4];
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const int i = place.group + r * kGroups;
-    const float4 row = is_mine && i < dk
-                           ? __ldcg(reinterpret_cast<const float4*>(home + int64_t{i} * dv))
-                           : float4{0, 0, 0, 0};
-    state[r][0] = row.x, state[r][1] = row.y, state[r][2] = row.z, state[r][3] = row.w;
-  }
+  LoadState(home, place, is_mine, dk, dv, state);
 
   JoinChain();
   if (states == nullptr) return;  // the whole block
@@ -163,16 +93,8 @@ __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKern
   for (int i = 0; i < n; ++i) {
     const RowInputs<kRows> in = next;
     if (i + 1 < n) next = load(i + 1);
-    const float4 out = Update<kRows>(in, state);
-    if (i + 1 == n - drafts.n) {
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int state_row = place.group + r * kGroups;
-        if (!is_mine || state_row >= dk) continue;
-        *reinterpret_cast<float4*>(home + int64_t{state_row} * dv) =
-            float4{state[r][0], state[r][1], state[r][2], state[r][3]};
-      }
-    }
+    const float4 out = UpdateState<kRows>(in, state);
+    if (i + 1 == n - drafts.n) StoreState(state, place, is_mine, dk, dv, home);
     if (i < n_pending || !is_mine || place.group != 0) continue;
     if constexpr (kIsNormed) {
       *reinterpret_cast<float4*>(whole + place.column) = out;
@@ -187,7 +109,9 @@ __global__ void __launch_bounds__(kMaxDim / kColumnsAWarp * kWarp) DeltaRuleKern
   if constexpr (kIsNormed) {
     __syncthreads();  // every warp's columns are in `whole`
     if (warp == 0) {
-      NormHead(shape, {args.qkvz, args.norm, args.eps, args.rounded}, place.head, first_row, whole,
+      NormHead(shape, {args.qkvz, args.norm, args.eps, args.rounded}, place.head, first_row,
+               LoadHead(whole, dv), LoadZ(shape, args.qkvz, place.head, first_row),
+               LoadHead(args.norm, dv),
                args.out + (first_row * shape.value_heads + place.head) * dv);
     }
   }
@@ -198,9 +122,10 @@ __global__ void __launch_bounds__(kWarp) GatedNormKernel(DeltaArgs args) {
   const int64_t row = blockIdx.y;
   JoinChain();
   if (args.states[row / args.rows.n_rows] == nullptr) return;
-  const int head = static_cast<int>(blockIdx.x);
-  float* const at = args.out + (row * args.shape.value_heads + head) * args.shape.value_dim;
-  NormHead(args.shape, {args.qkvz, args.norm, args.eps, args.rounded}, head, row, at, at);
+  const int head = static_cast<int>(blockIdx.x), dv = args.shape.value_dim;
+  float* const at = args.out + (row * args.shape.value_heads + head) * dv;
+  NormHead(args.shape, {args.qkvz, args.norm, args.eps, args.rounded}, head, row, LoadHead(at, dv),
+           LoadZ(args.shape, args.qkvz, head, row), LoadHead(args.norm, dv), at);
 }
 
 template <bool kIsNormed>
@@ -222,8 +147,8 @@ cudaError_t DeltaRuleCuda(const DeltaShape& shape, const SequenceRows& rows, con
                           float* out, const RoundedRows& rounded, int parts, cudaStream_t stream) {
   if (rows.n_sequences < 0 || rows.n_rows < 0 || rows.total() > 65535 || parts < 0 ||
       shape.key_heads < 1 || shape.value_heads % shape.key_heads != 0 || shape.key_dim < 1 ||
-      shape.key_dim > kMaxDim || shape.value_dim < 4 || shape.value_dim % 4 != 0 ||
-      shape.value_dim > kMaxDim || (rounded.words != nullptr && shape.value_dim % 64 != 0) ||
+      shape.key_dim > kMaxDeltaDim || shape.value_dim < 4 || shape.value_dim % 4 != 0 ||
+      shape.value_dim > kMaxDeltaDim || (rounded.words != nullptr && shape.value_dim % 64 != 0) ||
       in.drafts.n < 0 || (in.drafts.n > 0 && in.drafts.n >= rows.n_rows)) {
     return cudaErrorInvalidValue;
   }

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 
+#include "services/gpu-worker/ops/cuda/copy_async.cuh"
 #include "services/gpu-worker/ops/cuda/decode_levels.h"
 #include "services/gpu-worker/ops/cuda/round_vector.cuh"
 #include "services/gpu-worker/ops/cuda/rounded_rows.h"
@@ -55,13 +56,6 @@ __device__ inline void LoadMmaTile(const uint8_t* codes, const uint8_t* scales, 
 __device__ inline int LaneCodes(int lane) { return lane % 4 * 64 + lane / 4 * 8; }
 __device__ inline int LaneScales(int lane) { return lane / 4 * 4; }
 inline constexpr int kScaleBytes = 2 * kRowsATile;  // of a tile
-
-__device__ inline void CopyAsync16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global)
-               : "memory");
-}
 
 // The tiles that one warp has under way: a ring of kDepth places in shared memory, asked for and
 // taken in the same order. All lanes call its functions together.

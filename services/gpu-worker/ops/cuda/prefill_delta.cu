@@ -14,9 +14,11 @@ __global__ void __launch_bounds__(kNormWarps* kWarp)
                int64_t n_heads, float* const* state, float* out) {
   const int64_t number = int64_t{blockIdx.x} * kNormWarps + threadIdx.x / kWarp;
   if (number >= n_heads || *state == nullptr) return;
-  float* const at = out + number * shape.value_dim;
-  NormHead(shape, norm, static_cast<int>(number % shape.value_heads), number / shape.value_heads,
-           at, at);
+  const int dv = shape.value_dim, head = static_cast<int>(number % shape.value_heads);
+  const int64_t row = number / shape.value_heads;
+  float* const at = out + number * dv;
+  NormHead(shape, norm, head, row, LoadHead(at, dv), LoadZ(shape, norm.qkvz, head, row),
+           LoadHead(norm.norm, dv), at);
 }
 
 int64_t ChunksOf(int n_rows) {
