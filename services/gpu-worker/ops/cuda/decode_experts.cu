@@ -6,7 +6,6 @@ namespace hearth::worker {
 namespace {
 
 constexpr int kMaxTopK = 64;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 struct Args {
   ExpertsShape shape;

@@ -1,52 +1,62 @@
 #include <algorithm>
 
 #include "services/gpu-worker/ops/cuda/decode_linear.h"
+#include "services/gpu-worker/ops/cuda/decode_linear_jobs.cuh"
 #include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/mma_tile.cuh"
+#include "services/gpu-worker/ops/cuda/norm_row.cuh"
+#include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
 namespace {
 
-constexpr int kWarps = 16, kThreads = kWarps * kWarp;
-static_assert(kMmaRows == kMaxDecodeRows);
-constexpr int kBf16Outputs = 2;     // of a warp at a time
-constexpr int kTurn = kWarp * 8;    // columns of bf16 that a warp takes at a time
-constexpr int kWidth = kRowsATile;  // room for a unit's outputs
-// Of tiles under way a warp: six of 4 bits. With them and a row or eight of 2048 to 4096 columns,
-// two kernels' blocks fit on an H100's processor, so that the second's weights come while the first
-// ends.
-constexpr int kRingBytes = TilePipe<4, 6>::kBytes;
-
-// A unit is a strip of 16 outputs, or two bf16 ones. `split` warps share a unit; a group is the
-// kWarps / split units that a block takes at a time.
-struct Job {
-  DecodeKind kind;
-  int split;  // a power of two, at most kWarps
-  int64_t out;
-  int64_t n_units;
-  int first_block;
-  int n_blocks;  // block b takes the groups b, b + n_blocks, ...
-  const uint8_t* data;
-  const uint16_t* scales;
-  DecodeLevels levels;
-  float factor;
-  float* y;
-  __host__ __device__ int64_t n_groups() const {
-    const int per_block = kWarps / split;
-    return (n_units + per_block - 1) / per_block;
-  }
-};
-
-struct Args {
-  Job jobs[kMaxDecodeLinears];
-  int n_jobs;
-  int n_rows;
-  int in;
-  const float* x;
-  RoundedRows rounded;  // of 4-bit ones, if there
-};
+using namespace decode_linear;
 
 using Partial = float[kWarps][kMmaRows][kWidth];
+
+// Norms the rows and gives each thread's four values to take(row, values, whether it has any); the
+// block together. The first block writes down what the norm writes.
+static_assert(kThreads == kNormThreads && kMaxNormedWidth == 4 * kNormThreads);
+template <int kRows, typename Take>
+__device__ void NormRows(const Args& args, const float4& weight, Take take) {
+  static_assert(kRows <= kMaxNormedRows);
+  __shared__ float sums[kRows][kWarps];
+  const NormBefore& norm = args.norm;
+  const int n_vectors = args.in / 4, at = static_cast<int>(threadIdx.x);
+  const bool is_there = at < n_vectors;
+  float4 mine[kRows], delta[kRows];
+#pragma unroll
+  for (int t = 0; t < kRows; ++t) {
+    const int64_t place = int64_t{t} * n_vectors + at;
+    mine[t] = delta[t] = {0, 0, 0, 0};
+    if (!is_there) continue;
+    mine[t] = reinterpret_cast<const float4*>(norm.x)[place];
+    if (norm.delta != nullptr) delta[t] = reinterpret_cast<const float4*>(norm.delta)[place];
+  }
+#pragma unroll
+  for (int t = 0; t < kRows; ++t) {
+    if (norm.delta != nullptr) mine[t] = Added(mine[t], delta[t]);
+    const float squares = is_there ? AddSquares(mine[t], 0.f) : 0.f;
+    const float scale = NormScale(BlockSum(squares, sums[t]), args.in, norm.eps);
+    const float4 v = is_there ? Normed(mine[t], scale, weight) : float4{0, 0, 0, 0};
+    take(t, v, is_there);
+    if (blockIdx.x != 0) continue;
+    const int64_t place = int64_t{t} * n_vectors + at;
+    if (is_there) {
+      if (norm.delta != nullptr) reinterpret_cast<float4*>(norm.sum)[place] = mine[t];
+      reinterpret_cast<float4*>(norm.h)[place] = v;
+    }
+    if (norm.rounded.words != nullptr) {
+      StoreRounded(v, is_there, norm.rounded, t, args.in, is_there ? at * 4 : 0);
+    }
+  }
+}
+// Its weights, which no kernel writes.
+__device__ float4 NormWeight(const Args& args) {
+  const int at = static_cast<int>(threadIdx.x);
+  return at < args.in / 4 ? reinterpret_cast<const float4*>(args.norm.weight)[at]
+                          : float4{0, 0, 0, 0};
+}
 
 // Adds up what the `split` warps of each unit left in `partial`, in the order of the warps.
 __device__ void WriteSums(const Args& args, const Job& job, int64_t group, int width,
@@ -64,7 +74,7 @@ __device__ void WriteSums(const Args& args, const Job& job, int64_t group, int w
 
 // The warps of a strip take its tiles in turn. What a warp asks for runs ahead of what it takes,
 // also across groups.
-template <int kBits, bool kIsOne>
+template <int kBits, int kRows, bool kIsNormed>
 __device__ void TiledJob(const Args& args, const Job& job, uint8_t* shared, Partial& partial) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -86,9 +96,16 @@ __device__ void TiledJob(const Args& args, const Job& job, uint8_t* shared, Part
 
   // Stage 1: the first weights are under way while earlier kernels end and x is rounded.
   for (int d = 0; d < kDepth; ++d) ask();
+  float4 norm_weight;
+  if constexpr (kIsNormed) norm_weight = NormWeight(args);
   JoinChain();
   const StagedRows x = StagedIn(shared + kWarps * kRingBytes, args.n_rows, args.in);
-  if (kBits == 4 && args.rounded.words != nullptr) {
+  if constexpr (kIsNormed) {
+    NormRows<kRows>(args, norm_weight, [&](int t, const float4& v, bool is_there) {
+      const int place = (is_there ? static_cast<int>(threadIdx.x) / 16 : 0) * kRows + t;
+      StageVector<kBits>(v, is_there, 1.f, x.words + place * 16, x.scales + place);
+    });
+  } else if (kBits == 4 && args.rounded.words != nullptr) {
     StageCopies(
         args.n_rows, args.in, args.rounded, [](int row) { return row; }, x);
   } else {
@@ -110,7 +127,7 @@ __device__ void TiledJob(const Args& args, const Job& job, uint8_t* shared, Part
     for (int tile = first_tile; tile < n_tiles; tile += split) {
       const MmaTile<kBits> weights = pipe.Take();
       ask();
-      AddMmaTile<kIsOne>(weights, levels, x, tile, args.n_rows, mine, sums);
+      AddMmaTile<kRows == 1>(weights, levels, x, tile, args.n_rows, mine, sums);
     }
     // Stage 3: sums over warps.
     StoreSums(sums, lane, args.n_rows, partial[warp]);
@@ -148,8 +165,8 @@ __device__ float SumsOverLanes(float (&values)[n]) {
 
 // The warps of two outputs take their columns in turns of 256, a lane eight neighbours of each
 // output; kRows rows of x at a time.
-template <int kRows>
-__device__ void Bf16Job(const Args& args, const Job& job, Partial& partial) {
+template <int kRows, bool kIsNormed>
+__device__ void Bf16Job(const Args& args, const Job& job, float* normed, Partial& partial) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int per_block = kWarps / job.split, in = args.in;
@@ -169,7 +186,16 @@ __device__ void Bf16Job(const Args& args, const Job& job, Partial& partial) {
   // Stage 1: the first weights are under way while earlier kernels end.
   int64_t group = static_cast<int>(blockIdx.x) - job.first_block;
   load(group, begin);
+  float4 norm_weight;
+  if constexpr (kIsNormed) norm_weight = NormWeight(args);
   JoinChain();
+  const float* const rows = kIsNormed ? normed : args.x;
+  if constexpr (kIsNormed) {
+    NormRows<kRows>(args, norm_weight, [&](int t, const float4& v, bool is_there) {
+      if (is_there) reinterpret_cast<float4*>(normed)[t * in / 4 + threadIdx.x] = v;
+    });
+    __syncthreads();  // orders `normed` before its readers
+  }
 
   bool is_loaded = true;
   for (; group < n_groups; group += job.n_blocks) {
@@ -185,7 +211,7 @@ __device__ void Bf16Job(const Args& args, const Job& job, Partial& partial) {
         for (int t = 0; t < kRows; ++t) {
           if (first_row + t >= args.n_rows) break;
           const auto* x =
-              reinterpret_cast<const float4*>(args.x + int64_t{first_row + t} * in + column);
+              reinterpret_cast<const float4*>(rows + int64_t{first_row + t} * in + column);
           const float4 a = x[0], b = x[1];
 #pragma unroll
           for (int o = 0; o < kBf16Outputs; ++o) {
@@ -217,7 +243,7 @@ __device__ void Bf16Job(const Args& args, const Job& job, Partial& partial) {
 }
 
 // One block belongs to one matrix. kRows rows at a time where it is of bf16.
-template <int kRows>
+template <int kRows, bool kIsNormed>
 __global__ void __launch_bounds__(kThreads, 2) DecodeLinears(const __grid_constant__ Args args) {
   extern __shared__ __align__(16) uint8_t shared[];
   __shared__ Partial partial;
@@ -225,113 +251,47 @@ __global__ void __launch_bounds__(kThreads, 2) DecodeLinears(const __grid_consta
   while (j + 1 < args.n_jobs && static_cast<int>(blockIdx.x) >= args.jobs[j + 1].first_block) ++j;
   const Job& job = args.jobs[j];
   if (job.kind == DecodeKind::kTiled4) {
-    TiledJob<4, kRows == 1>(args, job, shared, partial);
+    TiledJob<4, kRows, kIsNormed>(args, job, shared, partial);
   } else if (job.kind == DecodeKind::kTiled8) {
-    TiledJob<8, kRows == 1>(args, job, shared, partial);
+    TiledJob<8, kRows, kIsNormed>(args, job, shared, partial);
   } else {
-    Bf16Job<kRows>(args, job, partial);
+    Bf16Job<kRows, kIsNormed>(args, job, reinterpret_cast<float*>(shared), partial);
   }
 }
 
-int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Warps a unit: the fewest turns of the processors, where each group costs half a load beside its
-// loads.
-int SplitFor(int64_t n_units, int64_t loads_a_unit, int n_processors) {
-  int best = 1;
-  double least = 0;
-  for (int split = 1; split <= kWarps; split *= 2) {
-    if (split > 1 && split / 2 >= loads_a_unit) break;  // warps without any
-    const int64_t turns = DivideUp(DivideUp(n_units, kWarps / split), n_processors);
-    const double cost =
-        static_cast<double>(turns) * (static_cast<double>(DivideUp(loads_a_unit, split)) + 0.5);
-    if (split == 1 || cost <= least) best = split, least = cost;
+cudaError_t LaunchLinears(const Args& args, const LaunchShape& shape) {
+  if (args.norm.x != nullptr) {
+    return args.n_rows == 1 ? Launch(DecodeLinears<1, true>, shape, args)
+                            : Launch(DecodeLinears<2, true>, shape, args);
   }
-  return best;
+  if (args.n_rows == 1) return Launch(DecodeLinears<1, false>, shape, args);
+  if (args.n_rows == 2) return Launch(DecodeLinears<2, false>, shape, args);
+  return Launch(DecodeLinears<4, false>, shape, args);
 }
 
-// Divides the jobs' groups among blocks of `turns` each. Returns how many blocks there are.
-int DivideIntoBlocks(int turns, Args* args) {
-  int n_blocks = 0;
-  for (int j = 0; j < args->n_jobs; ++j) {
-    Job& job = args->jobs[j];
-    job.first_block = n_blocks;
-    job.n_blocks = static_cast<int>(DivideUp(job.n_groups(), turns));
-    n_blocks += job.n_blocks;
-  }
-  return n_blocks;
-}
+// Launches `args`, which have no jobs yet.
+cudaError_t LaunchAll(const DecodeLinear* linears, int n_linears, Args args, cudaStream_t stream) {
+  int device = 0, n_processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
 
-// How long the busiest processor works, in loads of a warp. Measured on an H100: two blocks on a
-// processor are no faster than one after the other, but for their start; a group costs a load more
-// than it has, and a start about five (of 2048 columns), more if many rows are rounded.
-int64_t BusiestLoads(const Args& args, int turns, int n_processors) {
-  constexpr int kMost = 512;
-  const int start = args.rounded.words != nullptr ? 5 : 4 + args.n_rows;
-  int64_t loads[kMost] = {};
-  int blocks[kMost] = {};
-  int at = 0;
-  for (int j = 0; j < args.n_jobs; ++j) {
-    const Job& job = args.jobs[j];
-    const int columns = job.kind == DecodeKind::kBf16 ? kTurn : kColumnsATile;
-    const int64_t a_group = DivideUp(DivideUp(args.in, columns), job.split) + 1;
-    for (int b = 0; b < job.n_blocks; ++b, at = (at + 1) % std::min(n_processors, kMost)) {
-      loads[at] += turns * a_group;
-      ++blocks[at];
-    }
-  }
-  int64_t most = 0;
-  for (int p = 0; p < kMost; ++p) {
-    most = std::max(most, loads[p] + int64_t{start} * ((blocks[p] + 1) / 2));
-  }
-  return most;
-}
-
-// Groups that a block takes in turn.
-int TurnsFor(Args args, int n_processors) {
-  int best = 1;
-  int64_t least = 0;
-  for (int turns = 1; turns <= 9; ++turns) {
-    DivideIntoBlocks(turns, &args);
-    const int64_t loads = BusiestLoads(args, turns, n_processors);
-    if (turns == 1 || loads < least) best = turns, least = loads;
-  }
-  return best;
-}
-
-bool IsValid(const DecodeLinear* linears, int n_linears, int n_rows) {
-  if (n_linears < 1 || n_linears > kMaxDecodeLinears || n_rows < 0 || n_rows > kMaxDecodeRows) {
-    return false;
-  }
+  args.n_jobs = n_linears;
+  args.in = static_cast<int>(linears[0].weights.in);
+  bool any_tiles = false;
   for (int j = 0; j < n_linears; ++j) {
-    const DeviceMatrix& matrix = linears[j].weights;
-    const int unit = linears[j].kind == DecodeKind::kBf16 ? 8 : kColumnsATile;
-    if (matrix.in != linears[0].weights.in || matrix.in <= 0 || matrix.in % unit != 0 ||
-        matrix.in > 16384 || matrix.out < 1 || matrix.out > int64_t{1} << 30) {
-      return false;
-    }
+    args.jobs[j] = JobOf(linears[j], n_processors);
+    any_tiles |= linears[j].kind != DecodeKind::kBf16;
   }
-  return true;
-}
-
-Job JobOf(const DecodeLinear& linear, int n_processors) {
-  const DeviceMatrix& matrix = linear.weights;
-  const bool is_bf16 = linear.kind == DecodeKind::kBf16;
-  const int64_t n_units = DivideUp(matrix.out, is_bf16 ? kBf16Outputs : kRowsATile);
-  const int64_t loads = DivideUp(matrix.in, is_bf16 ? kTurn : kColumnsATile);
-  return {.kind = linear.kind,
-          .split = SplitFor(n_units, loads, n_processors),
-          .out = matrix.out,
-          .n_units = n_units,
-          .first_block = 0,
-          .n_blocks = 0,
-          .data = static_cast<const uint8_t*>(matrix.data),
-          .scales = matrix.scales,
-          .levels = linear.levels,
-          .factor = is_bf16                              ? 1.f
-                    : linear.kind == DecodeKind::kTiled4 ? matrix.factor / linear.levels.scale
-                                                         : matrix.factor,
-          .y = linear.y};
+  const int n_blocks = DivideIntoBlocks(TurnsFor(args, n_processors), &args);
+  const int64_t tiled = any_tiles ? kWarps * kRingBytes + StagedBytes(args.n_rows, args.in) : 0;
+  const int64_t floats = args.norm.x != nullptr ? int64_t{4} * args.n_rows * args.in : 0;
+  const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(n_blocks)),
+                             .threads = kThreads,
+                             .shared_bytes = static_cast<size_t>(std::max(tiled, floats)),
+                             .stream = stream};
+  return LaunchLinears(args, shape);
 }
 
 }  // namespace
@@ -340,33 +300,25 @@ cudaError_t DecodeLinearsCuda(const DecodeLinear* linears, int n_linears, int n_
                               const float* x, const RoundedRows& rounded, cudaStream_t stream) {
   if (!IsValid(linears, n_linears, n_rows)) return cudaErrorInvalidValue;
   if (n_rows == 0) return cudaSuccess;
-  int device = 0, n_processors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
+  Args args = {};
+  args.n_rows = n_rows;
+  args.x = x;
+  args.rounded = rounded;
+  return LaunchAll(linears, n_linears, args, stream);
+}
 
-  Args args = {.jobs = {},
-               .n_jobs = n_linears,
-               .n_rows = n_rows,
-               .in = static_cast<int>(linears[0].weights.in),
-               .x = x,
-               .rounded = rounded};
-  bool any_tiles = false;
-  for (int j = 0; j < n_linears; ++j) {
-    args.jobs[j] = JobOf(linears[j], n_processors);
-    any_tiles |= linears[j].kind != DecodeKind::kBf16;
+cudaError_t NormedDecodeLinearsCuda(const DecodeLinear* linears, int n_linears, int n_rows,
+                                    const NormBefore& norm, cudaStream_t stream) {
+  if (!IsValid(linears, n_linears, n_rows) || n_rows > kMaxNormedRows ||
+      linears[0].weights.in % 64 != 0 || linears[0].weights.in > kMaxNormedWidth ||
+      (norm.delta != nullptr && norm.sum == norm.x)) {
+    return cudaErrorInvalidValue;
   }
-  const int n_blocks = DivideIntoBlocks(TurnsFor(args, n_processors), &args);
-  const LaunchShape shape = {
-      .grid = dim3(static_cast<unsigned>(n_blocks)),
-      .threads = kThreads,
-      .shared_bytes =
-          any_tiles ? static_cast<size_t>(kWarps * kRingBytes + StagedBytes(n_rows, args.in)) : 0,
-      .stream = stream};
-  if (n_rows == 1) return Launch(DecodeLinears<1>, shape, args);
-  if (n_rows == 2) return Launch(DecodeLinears<2>, shape, args);
-  return Launch(DecodeLinears<4>, shape, args);
+  if (n_rows == 0) return cudaSuccess;
+  Args args = {};
+  args.n_rows = n_rows;
+  args.norm = norm;
+  return LaunchAll(linears, n_linears, args, stream);
 }
 
 }  // namespace hearth::worker

@@ -44,4 +44,25 @@ inline cudaError_t DecodeLinearsCuda(const DecodeLinear* linears, int n_linears,
   return DecodeLinearsCuda(linears, n_linears, n_rows, x, {}, stream);
 }
 
+// The same of rows that are yet to be normed: x = h of AddRmsNormCuda (norm_cuda.h), to the bit.
+// Each block norms them for itself, which costs less than a launch of its own while they are few.
+//
+//   x, delta [n_rows, in]  delta may be null. weight [in].
+//   sum [n_rows, in]       written where there is a delta: x + delta; must not be x
+//   h, rounded             written: as AddRmsNormCuda does
+//
+// Requires n_rows <= 2, in % 64 == 0 and in <= 2048; all 16-byte aligned.
+inline constexpr int kMaxNormedRows = 2, kMaxNormedWidth = 2048;
+struct NormBefore {
+  const float* x = nullptr;
+  const float* delta = nullptr;
+  const float* weight = nullptr;
+  float eps = 0;
+  float* sum = nullptr;
+  float* h = nullptr;
+  RoundedRows rounded = {};
+};
+cudaError_t NormedDecodeLinearsCuda(const DecodeLinear* linears, int n_linears, int n_rows,
+                                    const NormBefore& norm, cudaStream_t stream);
+
 }  // namespace hearth::worker

@@ -9,6 +9,8 @@
 
 #include "services/gpu-worker/ops/cuda/cuda_testing.h"
 #include "services/gpu-worker/ops/cuda/matrix_testing.h"
+#include "services/gpu-worker/ops/cuda/norm_cuda.h"
+#include "services/gpu-worker/ops/cuda/rounded_testing.h"
 
 namespace hearth::worker {
 namespace {
@@ -134,6 +136,79 @@ TEST_F(DecodeLinearTest, MatricesOfOneLaunchAndRowsOfABatchKeepTheirBits) {
   }
 }
 
+// The norm in a launch of its own and in the linears': all that either leaves.
+struct NormedResult {
+  Floats x, h, scales;
+  std::vector<uint32_t> words;
+  std::vector<Floats> y;
+  bool operator==(const NormedResult&) const = default;
+};
+
+NormedResult Normed(const std::vector<const Matrix*>& matrices, int n_rows, bool with_delta,
+                    bool at_once) {
+  const int64_t in = matrices[0]->host.ref.in;
+  auto x = ToDevice(RandomFloats(n_rows * in, 21));
+  const auto delta = ToDevice(RandomFloats(n_rows * in, 22)),
+             weight = ToDevice(RandomFloats(in, 23));
+  auto sum = Poisoned<float>(n_rows * in), h = Poisoned<float>(n_rows * in);
+  RoundedBuffer rounded(n_rows, static_cast<int>(in));
+  std::vector<DeviceBuffer<float>> outputs;
+  std::vector<DecodeLinear> linears;
+  for (const Matrix* matrix : matrices) {
+    outputs.push_back(Poisoned<float>(n_rows * matrix->host.ref.out + 1));
+    linears.push_back(matrix->Linear(outputs.back().data()));
+  }
+  const auto n_linears = static_cast<int>(linears.size());
+  const float* add = with_delta ? delta.data() : nullptr;
+  if (at_once) {
+    HEARTH_EXPECT_CUDA(NormedDecodeLinearsCuda(linears.data(), n_linears, n_rows,
+                                               {.x = x.data(),
+                                                .delta = add,
+                                                .weight = weight.data(),
+                                                .eps = 1e-6f,
+                                                .sum = sum.data(),
+                                                .h = h.data(),
+                                                .rounded = rounded.rows()},
+                                               nullptr));
+  } else {
+    HEARTH_EXPECT_CUDA(AddRmsNormCuda(n_rows, static_cast<int>(in), x.data(), {.delta = add},
+                                      weight.data(), 1e-6f, h.data(), rounded.rows(), nullptr));
+    HEARTH_EXPECT_CUDA(
+        DecodeLinearsCuda(linears.data(), n_linears, n_rows, h.data(), rounded.rows(), nullptr));
+  }
+  NormedResult result{.x = ToHost(at_once && with_delta ? sum : x),
+                      .h = ToHost(h),
+                      .scales = ToHost(rounded.scales),
+                      .words = ToHost(rounded.words),
+                      .y = {}};
+  for (const auto& output : outputs) {
+    result.y.push_back(ToHost(output));
+    EXPECT_TRUE(IsPoison(result.y.back().back())) << "wrote past the end";
+    result.y.back().pop_back();
+    for (const float value : result.y.back()) EXPECT_FALSE(IsPoison(value));
+  }
+  return result;
+}
+
+TEST_F(DecodeLinearTest, ANormInTheSameLaunchLeavesTheBitsOfTwoLaunches) {
+  for (const int64_t in : {64, 320, 2048}) {
+    const Matrix first(DecodeKind::kTiled4, 1040, in, 1), second(DecodeKind::kBf16, 67, in, 2),
+        third(DecodeKind::kTiled8, 333, in, 3), one(DecodeKind::kBf16, 1, in, 4);
+    const std::vector<std::vector<const Matrix*>> launches = {
+        {&first, &second, &third, &one}, {&first}, {&second, &one}, {&third}};
+    for (const auto& matrices : launches) {
+      for (int n = 1; n <= kMaxNormedRows; ++n) {
+        for (const bool with_delta : {false, true}) {
+          EXPECT_TRUE(Normed(matrices, n, with_delta, true) ==
+                      Normed(matrices, n, with_delta, false))
+              << in << " columns, " << n << " rows, first kind "
+              << static_cast<int>(matrices[0]->kind);
+        }
+      }
+    }
+  }
+}
+
 TEST_F(DecodeLinearTest, BothSignsOfLevelsAndWholeBlocksOfZeroAreRight) {
   for (const auto& levels : {kNf4Levels, kFp4Levels}) {
     const Matrix matrix(DecodeKind::kTiled4, 48, 192, 7, levels);
@@ -179,6 +254,15 @@ TEST_F(DecodeLinearTest, NothingToDoIsFineAndWrongShapesAreRefused) {
   EXPECT_EQ(run(DecodeKind::kTiled8, 16, 72, 1, 1), cudaErrorInvalidValue);
   EXPECT_EQ(run(DecodeKind::kBf16, 16, 12, 1, 1), cudaErrorInvalidValue);
   EXPECT_EQ(run(DecodeKind::kTiled4, 16, 64000, 1, 1), cudaErrorInvalidValue);
+  const auto normed = [](int64_t in, int n_rows, const NormBefore& norm) {
+    const DecodeLinear one = {.weights = {.out = 16, .in = in}};
+    return NormedDecodeLinearsCuda(&one, 1, n_rows, norm, nullptr);
+  };
+  float x = 0;
+  EXPECT_EQ(normed(64, 0, {.x = &x}), cudaSuccess);
+  EXPECT_EQ(normed(64, kMaxNormedRows + 1, {.x = &x}), cudaErrorInvalidValue);
+  EXPECT_EQ(normed(kMaxNormedWidth + 64, 1, {.x = &x}), cudaErrorInvalidValue);
+  EXPECT_EQ(normed(64, 1, {.x = &x, .delta = &x, .sum = &x}), cudaErrorInvalidValue);
 }
 
 }  // namespace

@@ -1,17 +1,13 @@
 #include "services/gpu-worker/ops/cuda/launch.cuh"
 #include "services/gpu-worker/ops/cuda/norm_cuda.h"
+#include "services/gpu-worker/ops/cuda/norm_row.cuh"
 #include "services/gpu-worker/ops/cuda/round_vector.cuh"
 #include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
 namespace {
 
-constexpr int kThreads = 512;  // one float4 a thread at D = 2048
-
-__device__ float4 operator+(float4 a, float4 b) {
-  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
-}
-__device__ float4 operator*(float4 a, float b) { return {a.x * b, a.y * b, a.z * b, a.w * b}; }
+constexpr int kThreads = kNormThreads;  // one float4 a thread at D = 2048
 
 // One block a row. Thread i owns the float4s i, i + kThreads, ... and keeps them in registers.
 template <int kVectors>
@@ -45,25 +41,26 @@ __global__ void __launch_bounds__(kThreads)
     const int at = static_cast<int>(threadIdx.x) + i * kThreads;
     if (at >= n_vectors) continue;
     mine[i] = x4[at];
-    if (terms.delta != nullptr) mine[i] = mine[i] + delta4[at];
-    if (terms.shared != nullptr) mine[i] = mine[i] + shared4[at] * gate;
+    if (terms.delta != nullptr) mine[i] = Added(mine[i], delta4[at]);
+    if (terms.shared != nullptr) {
+      const float4 shared = shared4[at];
+      mine[i] =
+          Added(mine[i], {shared.x * gate, shared.y * gate, shared.z * gate, shared.w * gate});
+    }
     if (terms.delta != nullptr || terms.shared != nullptr) x4[at] = mine[i];
-    squares += mine[i].x * mine[i].x + mine[i].y * mine[i].y + mine[i].z * mine[i].z +
-               mine[i].w * mine[i].w;
+    squares = AddSquares(mine[i], squares);
   }
   if (h == nullptr) return;  // of the whole grid
 
   // Norm.
-  const float mean = BlockSum(squares, sums) / static_cast<float>(width);
-  const float scale = 1 / sqrtf(mean + eps);
+  const float scale = NormScale(BlockSum(squares, sums), width, eps);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int at = static_cast<int>(threadIdx.x) + i * kThreads;
     const bool is_there = at < n_vectors;
     float4 v = {0, 0, 0, 0};
     if (is_there) {
-      const float4 w = scales[i], normed = mine[i] * scale;
-      v = {normed.x * (1 + w.x), normed.y * (1 + w.y), normed.z * (1 + w.z), normed.w * (1 + w.w)};
+      v = Normed(mine[i], scale, scales[i]);
       reinterpret_cast<float4*>(h)[row + at] = v;
     }
     if (rounded.words != nullptr) StoreRounded(v, is_there, rounded, blockIdx.x, width, at * 4);

@@ -8,10 +8,10 @@
 #include <cstdint>
 
 #include "services/gpu-worker/ops/cuda/linear.h"
+#include "services/gpu-worker/ops/cuda/warp.cuh"
 
 namespace hearth::worker {
 
-inline constexpr int kWarp = 32;
 inline constexpr int kRowsATile = 16, kColumnsATile = 64, kRowsALane = 4;
 // Levels of a byte's two codes, one copy for each of 16 lanes: a warp's 64-bit loads are served
 // half a warp at a time, and copy l lies in banks 2 l and 2 l + 1, so none conflicts.
