@@ -81,9 +81,10 @@ cudaError_t StoreOneBeforeCuda(const AttentionShape& shape, const SequenceRows& 
 // Flash decoding: a row's positions are cut into stretches whose length depends on its position
 // alone (StretchOf), each is summed by one block a key/value head (8 queries of it), and a second
 // launch adds the stretches in order and gates. So a row's result does not depend on S or n.
-// `max_positions` bounds the positions (exclusive) that the launch can serve: it sizes the grid and
-// the scratch. Requires d in {32, 64, 128, 256}. Bytes a row: 2 G d values of each position, and
-// 8 H (d + 2) a stretch, at most kMaxStretches of them; operations: 4 H d a position.
+// What the pages hold of positions before a sequence's first row is read before the kernel in front
+// has ended. `max_positions` bounds the positions (exclusive) that the launch can serve: it sizes
+// the grid and the scratch. Requires d in {32, 64, 128, 256}. Bytes a row: 2 G d values of each
+// position, and 8 H (d + 2) a stretch, at most kMaxStretches of them; operations: 4 H d a position.
 inline constexpr int kFirstStretch = 32;
 inline constexpr int kMaxStretches = 128;
 
@@ -106,5 +107,22 @@ inline cudaError_t AttentionCuda(const AttentionShape& shape, const SequenceRows
   return AttentionCuda(shape, rows, positions, max_positions, q, query_gate, kv, scratch, out, {},
                        stream);
 }
+
+// RotateAndStoreCuda and AttentionCuda of one row of each sequence, with a launch less and the same
+// bits: each block makes the queries that it needs, the last stretch's its position's key and
+// value. q is not written.
+struct NewPosition {
+  RotaryNorms norms = {};
+  DeviceRotary rotary = {};
+  const float* k = nullptr;  // [S, G, d]
+  const float* v = nullptr;
+};
+// Whether one block has all queries of a key/value head.
+bool CanRotateAndAttend(const AttentionShape& shape);
+cudaError_t RotateAndAttendCuda(const AttentionShape& shape, int n_sequences,
+                                const NewPosition& made, const int64_t* positions,
+                                int64_t max_positions, const float* query_gate, const DeviceKv& kv,
+                                float* scratch, float* out, const RoundedRows& rounded,
+                                cudaStream_t stream);
 
 }  // namespace hearth::worker

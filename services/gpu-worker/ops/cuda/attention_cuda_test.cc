@@ -359,6 +359,67 @@ TEST_F(AttentionCudaTest, StoresAsIfRowsStoodOnePositionEarlier) {
   }
 }
 
+// One row of each of some sequences, the fourth of them idle: what a step's attention leaves.
+struct StepResult {
+  std::vector<uint32_t> out;  // bits: nothing is written of an idle row
+  Floats keys, values;
+  bool operator==(const StepResult&) const = default;
+};
+
+StepResult AttendStep(const AttentionShape& shape, KvType type, uint32_t seed, bool at_once) {
+  const std::vector<int64_t> all = {0, 15, 16, -1, 300, 3000, 47};
+  const auto n = static_cast<int>(all.size());
+  const int d = shape.head_dim, half = d / 8;
+  Pool pool(shape, n, 200, 16, type, seed);
+  std::vector<double> turns;
+  for (int j = 0; j < half; ++j) turns.push_back(std::pow(1e7, -j / static_cast<double>(half)));
+  const auto frequencies = ToDevice(turns);
+  const auto positions = ToDevice(all);
+  const auto query_gate = ToDevice(RandomFloats(int64_t{n} * shape.n_heads * 2 * d, seed + 1)),
+             k = ToDevice(RandomFloats(int64_t{n} * shape.n_kv_heads * d, seed + 2)),
+             v = ToDevice(RandomFloats(int64_t{n} * shape.n_kv_heads * d, seed + 3)),
+             q_norm = ToDevice(RandomFloats(d, seed + 4)),
+             k_norm = ToDevice(RandomFloats(d, seed + 5));
+  auto q = Poisoned<float>(int64_t{n} * shape.n_heads * d);
+  auto out = Poisoned<float>(q.size());
+  auto scratch = Poisoned<float>(AttentionScratchFloats(shape, n, 3200));
+  const RotaryNorms norms{q_norm.data(), k_norm.data(), kEps};
+  const DeviceRotary rotary{frequencies.data(), half, 1.25};
+  if (at_once) {
+    HEARTH_EXPECT_CUDA(RotateAndAttendCuda(shape, n, {norms, rotary, k.data(), v.data()},
+                                           positions.data(), 3200, query_gate.data(), pool.device(),
+                                           scratch.data(), out.data(), {}, nullptr));
+  } else {
+    HEARTH_EXPECT_CUDA(RotateAndStoreCuda(shape, {n, 1}, norms, rotary, positions.data(),
+                                          query_gate.data(), k.data(), v.data(), pool.device(),
+                                          q.data(), nullptr));
+    HEARTH_EXPECT_CUDA(AttentionCuda(shape, {n, 1}, positions.data(), 3200, q.data(),
+                                     query_gate.data(), pool.device(), scratch.data(), out.data(),
+                                     nullptr));
+  }
+  const Floats values = ToHost(out);
+  std::vector<uint32_t> bits(values.size());
+  std::memcpy(bits.data(), values.data(), bits.size() * 4);
+  for (size_t i = 0; i < values.size(); ++i) {
+    EXPECT_EQ(IsPoison(values[i]), i / static_cast<size_t>(shape.n_heads * d) == 3) << i;
+  }
+  return {bits, pool.device_keys(), pool.device_values()};
+}
+
+TEST_F(AttentionCudaTest, AStepInOneLaunchLessHasTheSameBits) {
+  uint32_t seed = 900;
+  for (const AttentionShape& shape : {AttentionShape{2, 1, 32}, AttentionShape{4, 2, 64},
+                                      AttentionShape{8, 1, 128}, AttentionShape{16, 2, 256}}) {
+    for (const KvType type : {KvType::kF32, KvType::kBf16, KvType::kInt8}) {
+      ASSERT_TRUE(CanRotateAndAttend(shape));
+      seed += 10;
+      EXPECT_TRUE(AttendStep(shape, type, seed, true) == AttendStep(shape, type, seed, false))
+          << shape.head_dim << ", type " << static_cast<int>(type);
+    }
+  }
+  EXPECT_FALSE(CanRotateAndAttend({18, 2, 64}));
+}
+
 TEST_F(AttentionCudaTest, RoundedOutputsAreThoseThatTheLinearLayerWouldRound) {
   const AttentionShape shape{4, 2, 128};
   constexpr int kRows = 3, kWidth = 4 * 128;

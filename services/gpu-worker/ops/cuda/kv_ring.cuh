@@ -42,7 +42,7 @@ class KvRing {
       const auto position = min(static_cast<unsigned>(first) + lane_ / kQueries, end_ - 1);
       const auto page_tokens = static_cast<unsigned>(kv_.page_tokens);
       const unsigned page = position / page_tokens;
-      const int64_t token = int64_t{table_[page]} * page_tokens + position % page_tokens;
+      const int64_t token = int64_t{__ldcg(table_ + page)} * page_tokens + position % page_tokens;
       const int64_t row = token * n_heads_ + head_;  // of lane / 8's position
 #pragma unroll
       for (int i = 0; i < kPositions * kChunks; i += kWarp) {
