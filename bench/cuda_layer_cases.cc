@@ -116,37 +116,63 @@ class Layers {
                                      rounded, stream);
   }
 
+  // The residual stream plus delta, its norm and linears of that, as a step of so many rows does
+  // it.
+  cudaError_t NormAndLinears(const std::vector<MatrixCopies>& matrices, int layer, bool is_first,
+                             const std::vector<float*>& y, cudaStream_t stream) const {
+    if (n_ > worker::kMaxNormedRows) {
+      RETURN_IF_CUDA_ERROR(worker::AddRmsNormCuda(n_, kWidth, x_.get(), {.delta = delta_.get()},
+                                                  norm_.get(), kEps, h_.get(), rounded_h_, stream));
+      return Linears(matrices, layer, h_, rounded_h_, y, stream);
+    }
+    std::vector<worker::DecodeLinear> linears;
+    for (size_t j = 0; j < matrices.size(); ++j) {
+      linears.push_back(matrices[j].Of(layer, levels_, y[j]));
+    }
+    return worker::NormedDecodeLinearsCuda(linears.data(), static_cast<int>(linears.size()), n_,
+                                           {.x = is_first ? x_.get() : spare_.get(),
+                                            .delta = delta_.get(),
+                                            .weight = norm_.get(),
+                                            .eps = kEps,
+                                            .sum = is_first ? spare_.get() : x_.get(),
+                                            .h = h_.get(),
+                                            .rounded = rounded_h_},
+                                           stream);
+  }
+
   cudaError_t RunDelta(int l, cudaStream_t stream) const {
-    RETURN_IF_CUDA_ERROR(Linears(delta_in_, l, h_, rounded_h_, {wide_.get(), ba_.get()}, stream));
-    const worker::DeltaInputs inputs{mixed_.get(), decay_.get(), beta_.get()};
-    RETURN_IF_CUDA_ERROR(worker::ConvolveCuda(
-        kDelta, {n_, 1}, {kConvolution, kernel_.get(), a_log_.get(), dt_bias_.get()}, wide_.get(),
-        ba_.get(), static_cast<float* const*>(histories_.get()) + int64_t{l} * n_, inputs, stream));
-    return worker::DeltaRuleCuda(kDelta, {n_, 1}, inputs, wide_.get(), norm_.get(), kEps,
-                                 static_cast<float* const*>(states_.get()) + int64_t{l} * n_,
-                                 mixer_.get(), rounded_mixer_, 0, stream);
+    RETURN_IF_CUDA_ERROR(NormAndLinears(delta_in_, l, true, {wide_.get(), ba_.get()}, stream));
+    const worker::ConvolveWeights convolution{kConvolution, kernel_.get(), a_log_.get(),
+                                              dt_bias_.get()};
+    auto* const* states = static_cast<float* const*>(states_.get()) + int64_t{l} * n_;
+    auto* const* histories = static_cast<float* const*>(histories_.get()) + int64_t{l} * n_;
+    return worker::DeltaStepCuda(kDelta, n_,
+                                 {.weights = convolution,
+                                  .qkvz = wide_.get(),
+                                  .ba = ba_.get(),
+                                  .norm = norm_.get(),
+                                  .eps = kEps,
+                                  .histories = histories,
+                                  .states = states,
+                                  .arrivals = static_cast<uint32_t*>(arrivals_.get())},
+                                 mixer_.get(), rounded_mixer_, stream);
   }
 
   cudaError_t RunAttention(int l, cudaStream_t stream) const {
     RETURN_IF_CUDA_ERROR(
-        Linears(attention_in_, l, h_, rounded_h_, {wide_.get(), k_.get(), v_.get()}, stream));
+        NormAndLinears(attention_in_, l, true, {wide_.get(), k_.get(), v_.get()}, stream));
     const auto* positions = static_cast<const int64_t*>(positions_.get());
-    RETURN_IF_CUDA_ERROR(worker::RotateAndStoreCuda(
-        kAttention, {n_, 1}, {norm_.get(), norm_.get(), kEps},
-        {static_cast<const double*>(frequencies_.get()), 32, 1}, positions, wide_.get(), k_.get(),
-        v_.get(), kv_, q_.get(), stream));
-    return worker::AttentionCuda(kAttention, {n_, 1}, positions, context_, q_.get(), wide_.get(),
-                                 kv_, scratch_.get(), mixer_.get(), stream);
+    const worker::RotaryNorms norms{norm_.get(), norm_.get(), kEps};
+    const worker::DeviceRotary rotary{static_cast<const double*>(frequencies_.get()), 32, 1};
+    return worker::RotateAndAttendCuda(kAttention, n_, {norms, rotary, k_.get(), v_.get()},
+                                       positions, context_, wide_.get(), kv_, scratch_.get(),
+                                       mixer_.get(), rounded_mixer_, stream);
   }
 
   cudaError_t RunLayer(int i, int l, cudaStream_t stream) const {
-    RETURN_IF_CUDA_ERROR(worker::AddRmsNormCuda(n_, kWidth, x_.get(), {.delta = delta_.get()},
-                                                norm_.get(), kEps, h_.get(), rounded_h_, stream));
     RETURN_IF_CUDA_ERROR(l == kLayers - 1 ? RunAttention(l, stream) : RunDelta(l, stream));
     RETURN_IF_CUDA_ERROR(Linears(out_, l, mixer_, rounded_mixer_, {delta_.get()}, stream));
-    RETURN_IF_CUDA_ERROR(worker::AddRmsNormCuda(n_, kWidth, x_.get(), {.delta = delta_.get()},
-                                                norm_.get(), kEps, h_.get(), rounded_h_, stream));
-    RETURN_IF_CUDA_ERROR(Linears(router_, l, h_, rounded_h_, {logits_.get(), gate_.get()}, stream));
+    RETURN_IF_CUDA_ERROR(NormAndLinears(router_, l, false, {logits_.get(), gate_.get()}, stream));
     RETURN_IF_CUDA_ERROR(worker::RouteCuda({n_, kExperts, kTopK}, true, logits_.get(),
                                            static_cast<int32_t*>(ids_.get()), weights_.get(),
                                            stream));
@@ -165,18 +191,19 @@ class Layers {
   int64_t context_;
   worker::DecodeLevels levels_ = worker::MakeDecodeLevels(kNf4Levels).value();
   std::vector<MatrixCopies> delta_in_, attention_in_, out_, router_;
-  Floats x_ = Rows(kWidth), h_ = Rows(kWidth), delta_ = Rows(kWidth), norm_ = Make(kWidth),
-         wide_ = Rows(kQkvz), ba_ = Rows(64), mixed_ = Rows(kDelta.channels()), decay_ = Rows(32),
-         beta_ = Rows(32), kernel_ = Make(int64_t{kConvolution} * kDelta.channels(), 0.3f),
-         a_log_ = Make(32), dt_bias_ = Make(32), mixer_ = Rows(4096), k_ = Rows(kKv),
-         v_ = Rows(kKv), q_ = Rows(4096), logits_ = Rows(kExperts), gate_ = Make(n_),
-         weights_ = Rows(kTopK), act_ = Rows(int64_t{kPlaces} * kExpertInner),
+  Floats x_ = Rows(kWidth), spare_ = Rows(kWidth), h_ = Rows(kWidth), delta_ = Rows(kWidth),
+         norm_ = Make(kWidth), wide_ = Rows(kQkvz), ba_ = Rows(64),
+         kernel_ = Make(int64_t{kConvolution} * kDelta.channels(), 0.3f), a_log_ = Make(32),
+         dt_bias_ = Make(32), mixer_ = Rows(4096), k_ = Rows(kKv), v_ = Rows(kKv),
+         logits_ = Rows(kExperts), gate_ = Make(n_), weights_ = Rows(kTopK),
+         act_ = Rows(int64_t{kPlaces} * kExpertInner),
          state_ = Make(int64_t{kLayers} * n_ * 32 * 128 * 128, 0.1f),
          history_ = Make(int64_t{kLayers} * n_ * 3 * kDelta.channels()), scratch_;
   std::vector<float*> state_pointers_, history_pointers_;
   std::shared_ptr<void> states_, histories_, table_, keys_, values_, positions_, frequencies_,
       tables_, ids_ = RandomDeviceBits(static_cast<size_t>(n_ * kTopK) * 4);
   worker::DeviceKv kv_;
+  std::shared_ptr<void> arrivals_ = OnDevice(std::vector<uint32_t>(static_cast<size_t>(n_) * 16));
   Floats h_words_ = Make(n_ * kWidth / 4), h_scales_ = Make(n_ * kWidth / 64),
          mixer_words_ = Make(n_ * 4096 / 4), mixer_scales_ = Make(n_ * 4096 / 64);
   worker::RoundedRows rounded_h_{reinterpret_cast<uint32_t*>(h_words_.get()), h_scales_.get()},

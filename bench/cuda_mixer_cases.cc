@@ -14,6 +14,7 @@
 #include "common/tensor/linear.h"
 #include "services/gpu-worker/ops/cuda/attention_cuda.h"
 #include "services/gpu-worker/ops/cuda/delta_cuda.h"
+#include "services/gpu-worker/ops/cuda/exchange.h"
 #include "services/gpu-worker/ops/cuda/norm_cuda.h"
 #include "services/gpu-worker/ops/cuda/router_cuda.h"
 
@@ -145,6 +146,29 @@ void AddDelta(const SequenceRows& rows, const std::vector<int>& all_parts, CudaC
                     .bytes = kLayers * (rows_bytes * 2 * wide + 4.0 * kConvolution * wide +
                                         8.0 * static_cast<double>(history) * n_sequences),
                     .run = Layers(convolve)});
+  if (rows.n_rows == 1) {
+    const auto arrivals = ToDevice(std::vector<uint32_t>(static_cast<size_t>(n_sequences) * 16));
+    const auto step = [=](int i, cudaStream_t stream) {
+      return worker::DeltaStepCuda(
+          kDelta, n_sequences,
+          {.weights = {kConvolution, kernel.get(), a_log.get(), dt_bias.get()},
+           .qkvz = qkvz.get(),
+           .ba = ba.get(),
+           .norm = norm.get(),
+           .eps = kEps,
+           .histories = histories.pointers.get() + i % n_copies * n_sequences,
+           .states = states.pointers.get() + i % n_copies * n_sequences,
+           .arrivals = arrivals.get()},
+          out.get(), {}, stream);
+    };
+    cases->push_back(
+        {.op = "delta step",
+         .shape = ShapeName(shape),
+         .bytes = kLayers * (8.0 * static_cast<double>(state + history) * n_sequences +
+                             rows_bytes * (wide + 2 * static_cast<double>(n_values))),
+         .flops = kLayers * 8.0 * static_cast<double>(total) * static_cast<double>(state),
+         .run = Layers(step)});
+  }
   for (const int parts : all_parts) {
     const auto rule = [=](int i, cudaStream_t stream) {
       const worker::DeltaInputs in{mixed.get(), decay.get(), beta.get()};
@@ -220,9 +244,68 @@ void AddAttention(worker::KvType type, int n_rows, int64_t context, CudaCases* c
                     .run = Layers(rotate)});
 }
 
+// The choice and the dispatch of a row whose experts are all here, with the flags and the choices
+// in pinned memory, as a step has them, or in the device's: what writing over PCIe costs.
+void AddRouting(bool is_pinned, CudaCases* cases) {
+  const auto logits = Floats(kExperts), weights = Floats(kTopK), h = Floats(kWidth),
+             gate = Floats(1);
+  const auto ids = ToDevice(std::vector<int32_t>(kTopK));
+  const auto positions = ToDevice(std::vector<int64_t>{2047});
+  const auto slot = Floats(64);
+  const auto* const slot_bytes = reinterpret_cast<const uint8_t*>(slot.get());
+  const auto slots = ToDevice(std::vector<const uint8_t*>(kExperts, slot_bytes));
+  const auto places = ToDevice(std::vector<worker::ExpertPlace>(kTopK + 1));
+  const auto counters = ToDevice(std::vector<uint32_t>(worker::kExchangeCounters));
+  const auto clock = ToDevice(std::vector<worker::StepClock>(1));
+  const auto on_device = ToDevice(std::vector<uint8_t>(1 << 16));
+  std::shared_ptr<uint8_t> memory = on_device;
+  if (is_pinned) {
+    void* pinned = nullptr;
+    if (cudaMallocHost(&pinned, 1 << 16) != cudaSuccess) std::exit(1);
+    memory = {static_cast<uint8_t*>(pinned), [](uint8_t* at) { cudaFreeHost(at); }};
+  }
+  worker::Exchange exchange;
+  exchange.request = reinterpret_cast<worker::MissRequest*>(memory.get());
+  exchange.misses = reinterpret_cast<worker::MissedPlace*>(memory.get() + 1024);
+  exchange.h = reinterpret_cast<float*>(memory.get() + 8192);
+  exchange.sums = reinterpret_cast<float*>(memory.get() + 32768);
+  exchange.counters = counters.get();
+  exchange.clock = clock.get();
+  auto* const choices = reinterpret_cast<int32_t*>(memory.get() + 4096);
+  const auto layer = [=](int, cudaStream_t stream) {
+    return worker::RouteAndDispatchCuda(
+        {0, 1, kTopK, kWidth},
+        {.logits = logits.get(),
+         .shared_slot = slot_bytes,
+         .shared_gate = gate.get(),
+         .ids = ids.get(),
+         .weights = weights.get()},
+        {.positions = positions.get(), .slots = slots.get(), .n_experts = kExperts, .h = h.get()},
+        exchange, places.get(), choices, stream);
+  };
+  const auto await = [=](int, cudaStream_t stream) {
+    return worker::AwaitExpertsCuda({0, 1, kTopK, kWidth}, exchange, h.get(), stream);
+  };
+  const std::string where = is_pinned ? ", pinned" : ", device";
+  cases->push_back(
+      {.op = "route, dispatch",
+       .shape = ShapeName("1 x 512" + where),
+       .bytes = kLayers * 4.0 * kExperts,
+       .run = [=, keep = std::vector<std::shared_ptr<const void>>{memory, slots, places, counters,
+                                                                  clock, positions, ids, slot}](
+                  int i, cudaStream_t stream) { return Layers(layer)(i, stream); }});
+  cases->push_back(
+      {.op = "await nothing",
+       .shape = ShapeName("1 x 2048" + where),
+       .bytes = kLayers * 8.0,
+       .run = [=, keep = std::vector<std::shared_ptr<const void>>{memory, counters, clock}](
+                  int i, cudaStream_t stream) { return Layers(await)(i, stream); }});
+}
+
 }  // namespace
 
 void AddMixerCases(CudaCases* cases) {
+  for (const bool is_pinned : {true, false}) AddRouting(is_pinned, cases);
   for (const int n_rows : {1, 8}) AddNorm(n_rows, cases);
   for (const int n_rows : {1, 8}) AddRouter(n_rows, cases);
   AddDelta({.n_sequences = 1, .n_rows = 1}, {1, 2, 4, 8}, cases);

@@ -159,6 +159,12 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
   attention_scratch_ = Allocate(AttentionScratchFloats({c.n_heads, c.n_kv_heads, c.head_dim},
                                                        kDecodeRows, shape_.max_positions));
   shared_ = Allocate(rows * c.hidden_size);
+  residual_spare_ = Allocate(int64_t{kMaxNormedRows} * c.hidden_size);
+  const int64_t n_arrivals = int64_t{kDecodeRows} * std::max(1, c.linear_key_heads);
+  delta_arrivals_ = Take<uint32_t>(n_arrivals);
+  HEARTH_RETURN_IF_ERROR(error());
+  HEARTH_RETURN_IF_ERROR(
+      CudaStatus(cudaMemset(delta_arrivals_, 0, static_cast<size_t>(n_arrivals) * 4), "memset"));
   for (Rounded* rounded : {&rounded_h_, &rounded_mixer_}) {
     rounded->rows = {Take<uint32_t>(kDecodeRows * WidestInput(c, shape_) / 4),
                      Take<float>(kDecodeRows * WidestInput(c, shape_) / 64 + 1)};
@@ -193,6 +199,9 @@ absl::Status CudaBackend::Begin(const Batch& batch) {
   HEARTH_RETURN_IF_ERROR(error());
   batch_ = &batch;
   rounded_h_.of = rounded_mixer_.of = nullptr;
+  pending_norm_ = {};
+  pending_rotary_ = {};
+  residual_of_ = nullptr;
   rows_ = {static_cast<int>(batch.items.size()), batch.items.front().rows.size()};
   const int64_t rows = shape_.max_rows;
   auto* pinned = pinned_batch_.as<std::byte>();
@@ -296,6 +305,8 @@ absl::Status CudaBackend::Finish(float* logits) {
 }
 
 std::vector<float> CudaBackend::Read(const float* values, int64_t n) {
+  FlushNorm();
+  if (values == residual_of_) values = residual_at_;
   std::vector<float> host(static_cast<size_t>(n));
   Keep(cudaStreamSynchronize(stream_.get()), "reading");
   Keep(cudaMemcpy(host.data(), values, host.size() * 4, cudaMemcpyDeviceToHost), "reading");

@@ -25,6 +25,7 @@
 #include "services/gpu-worker/engine/cuda/device_weights.h"
 #include "services/gpu-worker/engine/cuda/miss_server.h"
 #include "services/gpu-worker/experts/miss_division.h"
+#include "services/gpu-worker/ops/cuda/attention_cuda.h"
 #include "services/gpu-worker/ops/cuda/decode_linear.h"
 #include "services/gpu-worker/ops/cuda/delta_cuda.h"
 #include "services/gpu-worker/ops/cuda/device.h"
@@ -108,6 +109,8 @@ class CudaBackend final : public Backend {
   int64_t position_bucket() const { return position_bucket_; }
   // Whether a sequence of the batch has drafts that its states have yet to see: other calls then.
   bool has_pending() const { return has_pending_; }
+  // Whether no layer of this step can miss, so that a captured one must not serve others.
+  bool never_awaits() const { return experts_.has_all(); }
   absl::Status error() const;
   const MissDivision& division() const { return division_; }
   // That decode steps waited for the CPU, since the start.
@@ -132,6 +135,7 @@ class CudaBackend final : public Backend {
   int n_layers() const { return config_.n_layers + (shape_.max_drafts > 0 ? 1 : 0); }
   absl::Status ImposeRouting();
   void FewRowsLinears(std::span<const Product> products, int n_rows, const float* x);
+  std::optional<DecodeLinear> JobOf(const Product& product);
   void FewRows(const LinearRef& weights, int n_rows, const float* x, float* y);
   void PrefillLinears(std::span<const Product> products, const float* x);
   DeviceKv KvOf(int attention_layer) const;
@@ -178,6 +182,25 @@ class CudaBackend final : public Backend {
   Rounded rounded_h_, rounded_mixer_;
   RoundedRows Round(const float* of, int width, Rounded* to);
   RoundedRows RoundedOf(const float* x) const;
+  // A norm of a few rows waits for the linears that read it and becomes a part of their launch;
+  // whatever else comes first flushes it. Since all blocks of that launch read the residual
+  // stream, it then moves between two buffers; Forward knows it by the one that it gave.
+  struct PendingNorm {
+    int width = 0;
+    float* x = nullptr;  // null: none
+    const float* delta = nullptr;
+    const float* weight = nullptr;
+    float eps = 0;
+    float* h = nullptr;
+  };
+  PendingNorm pending_norm_;
+  const float* residual_of_ = nullptr;  // Forward's
+  float* residual_at_ = nullptr;        // where its values are
+  float* residual_spare_ = nullptr;     // [kMaxNormedRows, D]
+  float* ResidualOf(float* x) { return x == residual_of_ ? residual_at_ : x; }
+  bool CanFoldNorm(int width, const float* h) const;
+  void FoldNorm(const DecodeLinear* linears, int n_linears);
+  void FlushNorm();
   const void* embedding_ = nullptr;
   int embedding_bits_ = 16;
 
@@ -223,6 +246,10 @@ class CudaBackend final : public Backend {
 
   double* rotary_ = nullptr;
   DeviceRotary rotary_table_;
+  // Queries and keys that wait for their attention, which makes them itself in steps of one row a
+  // sequence.
+  NewPosition pending_rotary_;          // k is null: none
+  uint32_t* delta_arrivals_ = nullptr;  // [kDecodeRows, Hk]
   // Scratch of ops that are finer than the table's.
   float *shared_, *mixed_, *decay_, *beta_, *attention_scratch_, *inner_, *inner2_, *logits_, *act_;
   std::byte* delta_scratch_ = nullptr;

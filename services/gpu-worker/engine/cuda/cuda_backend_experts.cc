@@ -99,7 +99,7 @@ absl::Status CudaBackend::DecodeExperts(const Routing& routing, const SharedExpe
         "memset");
   }
   if (!shares_slot) AddShared(shared, width, h, out);
-  Await(width, out);
+  if (!never_awaits()) Await(width, out);
   return ServeUntilDispatched();
 }
 

@@ -24,6 +24,7 @@ size_t CudaBackend::LogitsPlace(size_t i) const {
 
 // Up to kDecodeRows rows are kept; more leave in chunks of as many.
 void CudaBackend::Head(const LinearRef& head, const float* h) {
+  FlushNorm();  // a head has blocks enough to norm it a thousand times
   const int n = n_logits();
   for (int first = 0; first < n; first += kDecodeRows) {
     if (first > 0) Drain();

@@ -68,6 +68,7 @@ void CudaBackend::SeePending(const DeltaShape& shape, int delta_layer) {
 }
 
 void CudaBackend::ShiftHidden(int width, const float* h, float* before) {
+  FlushNorm();
   Keep(ShiftHiddenCuda(rows_, width, positions_, h,
                        {draft_tables_.hidden, draft_tables_.hidden_kept},
                        batch_->items.front().n_drafts + 1, before, stream_.get()),
@@ -82,11 +83,13 @@ void CudaBackend::LoadHidden(int width, bool of_draft, float* out) {
 }
 
 void CudaBackend::KeepDraftHidden(int width, const float* h) {
+  FlushNorm();
   Keep(ScatterRowsCuda(rows_.total(), width, h, draft_tables_.hidden_draft, stream_.get()),
        "hidden states");
 }
 
 void CudaBackend::Join(int width, const float* a, const float* b, float* out) {
+  FlushNorm();
   Keep(JoinRowsCuda(rows_.total(), width, a, b, out, stream_.get()), "hidden states");
 }
 

@@ -1,5 +1,6 @@
 // The ops of CudaBackend but those of the experts: each call enqueues kernels.
 #include <algorithm>
+#include <utility>
 
 #include "services/gpu-worker/engine/cuda/cuda_backend.h"
 #include "services/gpu-worker/ops/cuda/attention_cuda.h"
@@ -23,6 +24,7 @@ DeviceMatrix MatrixOf(const LinearRef& ref) {
 }  // namespace
 
 void CudaBackend::Embed(const LinearRef& table, float* x) {
+  residual_of_ = residual_at_ = x;
   Keep(EmbedCuda(rows_.total(), static_cast<int>(table.in), embedding_bits_, embedding_, ids_, x,
                  stream_.get()),
        "embedding");
@@ -41,11 +43,44 @@ RoundedRows CudaBackend::RoundedOf(const float* x) const {
                                   : RoundedRows{};
 }
 
+bool CudaBackend::CanFoldNorm(int width, const float* h) const {
+  return !shape_.exact && rows_.total() <= kMaxNormedRows && h != nullptr && width % 64 == 0 &&
+         width <= kMaxNormedWidth;
+}
+
 void CudaBackend::AddRmsNorm(int width, float* x, const float* delta, const float* weight,
                              float eps, float* h) {
-  Keep(AddRmsNormCuda(rows_.total(), width, x, {.delta = delta}, weight, eps, h,
-                      Round(h, width, &rounded_h_), stream_.get()),
+  FlushNorm();
+  pending_norm_ = {width, x, delta, weight, eps, h};
+  if (!CanFoldNorm(width, h) || x != residual_of_) FlushNorm();
+}
+
+void CudaBackend::FlushNorm() {
+  const PendingNorm norm = std::exchange(pending_norm_, {});
+  if (norm.x == nullptr) return;
+  Keep(AddRmsNormCuda(rows_.total(), norm.width, ResidualOf(norm.x), {.delta = norm.delta},
+                      norm.weight, norm.eps, norm.h, Round(norm.h, norm.width, &rounded_h_),
+                      stream_.get()),
        "norm");
+}
+
+// The pending norm and linears of what it gives.
+void CudaBackend::FoldNorm(const DecodeLinear* linears, int n_linears) {
+  const PendingNorm norm = std::exchange(pending_norm_, {});
+  float* const from = ResidualOf(norm.x);
+  // Of the two buffers, the one that it is not in.
+  float* const other = from == norm.x ? residual_spare_ : norm.x;
+  Keep(NormedDecodeLinearsCuda(linears, n_linears, rows_.total(),
+                               {.x = from,
+                                .delta = norm.delta,
+                                .weight = norm.weight,
+                                .eps = norm.eps,
+                                .sum = other,
+                                .h = norm.h,
+                                .rounded = Round(norm.h, norm.width, &rounded_h_)},
+                               stream_.get()),
+       "norm and linears");
+  if (norm.delta != nullptr) residual_at_ = other;
 }
 
 const std::optional<DecodeLevels>& CudaBackend::LevelsOf(const float (&levels)[16]) {
@@ -75,41 +110,54 @@ void CudaBackend::FewRows(const LinearRef& weights, int n_rows, const float* x, 
 }
 
 void CudaBackend::Linears(std::span<const Product> products, const float* x) {
-  if (!is_decode()) return PrefillLinears(products, x);
+  if (!is_decode()) return PrefillLinears(products, x);  // which has no pending norm
   FewRowsLinears(products, rows_.total(), x);
 }
 
 void CudaBackend::FewRowsLinears(std::span<const Product> products, int n_rows, const float* x) {
   DecodeLinear jobs[kMaxDecodeLinears];
-  int n_jobs = 0;
+  const Product* others[kMaxDecodeLinears];
+  int n_jobs = 0, n_others = 0;
+  HEARTH_CHECK(products.size() <= kMaxDecodeLinears);
   for (const Product& product : products) {
-    const LinearRef& weights = *product.weights;
-    DecodeLinear job{.weights = MatrixOf(weights), .y = product.y};
-    bool is_job = !shape_.exact && n_jobs < kMaxDecodeLinears;
-    switch (weights.kind) {
-      case WeightKind::kTiled4: {
-        const std::optional<DecodeLevels>& levels = LevelsOf(job.weights.levels.values);
-        is_job = is_job && levels.has_value();
-        if (is_job) job.levels = *levels;
-        break;
-      }
-      case WeightKind::kTiled8:
-        job.kind = DecodeKind::kTiled8;
-        break;
-      case WeightKind::kBF16:
-        job.kind = DecodeKind::kBf16;
-        break;
-      default:
-        is_job = false;
-    }
-    if (is_job) {
-      jobs[n_jobs++] = job;
+    const std::optional<DecodeLinear> job = JobOf(product);
+    if (job.has_value()) {
+      jobs[n_jobs++] = *job;
     } else {
-      FewRows(weights, n_rows, x, product.y);
+      others[n_others++] = &product;
     }
   }
-  if (n_jobs > 0)
-    Keep(DecodeLinearsCuda(jobs, n_jobs, n_rows, x, RoundedOf(x), stream_.get()), "linears");
+  if (n_jobs > 0 && x == pending_norm_.h) {
+    FoldNorm(jobs, n_jobs);
+  } else {
+    FlushNorm();
+    if (n_jobs > 0) {
+      Keep(DecodeLinearsCuda(jobs, n_jobs, n_rows, x, RoundedOf(x), stream_.get()), "linears");
+    }
+  }
+  for (int i = 0; i < n_others; ++i) FewRows(*others[i]->weights, n_rows, x, others[i]->y);
+}
+
+// Nothing where the integer kernels don't read the weights, or must not.
+std::optional<DecodeLinear> CudaBackend::JobOf(const Product& product) {
+  if (shape_.exact) return std::nullopt;
+  DecodeLinear job{.weights = MatrixOf(*product.weights), .y = product.y};
+  switch (product.weights->kind) {
+    case WeightKind::kTiled4: {
+      const std::optional<DecodeLevels>& levels = LevelsOf(job.weights.levels.values);
+      if (!levels.has_value()) return std::nullopt;
+      job.levels = *levels;
+      return job;
+    }
+    case WeightKind::kTiled8:
+      job.kind = DecodeKind::kTiled8;
+      return job;
+    case WeightKind::kBF16:
+      job.kind = DecodeKind::kBf16;
+      return job;
+    default:
+      return std::nullopt;
+  }
 }
 
 void CudaBackend::PrefillLinears(std::span<const Product> products, const float* x) {
@@ -150,6 +198,10 @@ DeviceKv CudaBackend::KvOf(int attention_layer) const {
 void CudaBackend::RotateAndStore(const AttentionShape& shape, int attention_layer,
                                  const AttentionNorms& norms, const float* query_gate, float* k,
                                  const float* v, float* q) {
+  if (is_decode() && rows_.n_rows == 1 && CanRotateAndAttend(shape)) {
+    pending_rotary_ = {{norms.q, norms.k, norms.eps}, rotary_table_, k, v};
+    return;
+  }
   Keep(RotateAndStoreCuda(shape, rows_, {norms.q, norms.k, norms.eps}, rotary_table_, positions_,
                           query_gate, k, v, KvOf(attention_layer), q, stream_.get()),
        "rotary");
@@ -159,10 +211,15 @@ void CudaBackend::Attention(const AttentionShape& shape, int attention_layer, co
                             const float* query_gate, float* out) {
   const DeviceKv kv = KvOf(attention_layer);
   if (is_decode()) {
-    return Keep(AttentionCuda(shape, rows_, positions_, position_bucket_, q, query_gate, kv,
-                              attention_scratch_, out, Round(out, shape.head_dim, &rounded_mixer_),
-                              stream_.get()),
-                "attention");
+    const RoundedRows rounded = Round(out, shape.head_dim, &rounded_mixer_);
+    const NewPosition made = std::exchange(pending_rotary_, {});
+    return Keep(
+        made.k != nullptr
+            ? RotateAndAttendCuda(shape, rows_.n_sequences, made, positions_, position_bucket_,
+                                  query_gate, kv, attention_scratch_, out, rounded, stream_.get())
+            : AttentionCuda(shape, rows_, positions_, position_bucket_, q, query_gate, kv,
+                            attention_scratch_, out, rounded, stream_.get()),
+        "attention");
   }
   if (kv.type == KvType::kBf16) {
     return Keep(PrefillAttentionCuda(shape, rows_.n_rows, positions_, q, query_gate, kv, out,
@@ -182,12 +239,26 @@ void CudaBackend::Attention(const AttentionShape& shape, int attention_layer, co
 
 void CudaBackend::DeltaRule(const DeltaShape& shape, int delta_layer, const DeltaWeights& weights,
                             const float* qkvz, const float* ba, float* out) {
-  const DeltaInputs inputs{mixed_, decay_, beta_, DraftsOf(delta_layer)};
-  Keep(ConvolveCuda(shape, rows_,
-                    {config_.conv_width, weights.conv, weights.a_log, weights.dt_bias}, qkvz, ba,
-                    histories_ + int64_t{delta_layer} * kDecodeRows, inputs, stream_.get()),
-       "convolution");
+  const ConvolveWeights convolution{config_.conv_width, weights.conv, weights.a_log,
+                                    weights.dt_bias};
+  float* const* histories = histories_ + int64_t{delta_layer} * kDecodeRows;
   float* const* states = states_ + int64_t{delta_layer} * kDecodeRows;
+  if (is_decode() && rows_.n_rows == 1 && !has_pending_) {
+    return Keep(DeltaStepCuda(shape, rows_.n_sequences,
+                              {.weights = convolution,
+                               .qkvz = qkvz,
+                               .ba = ba,
+                               .norm = weights.norm,
+                               .eps = weights.eps,
+                               .histories = histories,
+                               .states = states,
+                               .arrivals = delta_arrivals_},
+                              out, Round(out, shape.value_dim, &rounded_mixer_), stream_.get()),
+                "delta step");
+  }
+  const DeltaInputs inputs{mixed_, decay_, beta_, DraftsOf(delta_layer)};
+  Keep(ConvolveCuda(shape, rows_, convolution, qkvz, ba, histories, inputs, stream_.get()),
+       "convolution");
   if (!is_decode() && shape.key_dim % 16 == 0 && shape.value_dim % 16 == 0) {
     if (has_pending_) SeePending(shape, delta_layer);
     return Keep(PrefillDeltaRuleCuda(shape, rows_.n_rows, inputs, qkvz, weights.norm, weights.eps,

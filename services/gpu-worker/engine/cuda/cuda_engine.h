@@ -84,6 +84,7 @@ class CudaEngine final : public Engine {
     Pass pass = Pass::kStep;
     int n_sequences = 0, n_rows = 0;  // of each
     bool has_pending = false;
+    bool never_awaits = false;
     int64_t position_bucket = 0;
     auto operator<=>(const GraphKey&) const = default;
   };

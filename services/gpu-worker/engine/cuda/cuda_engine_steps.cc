@@ -168,6 +168,7 @@ absl::Status CudaEngine::RunGraph(const Batch& batch, Pass pass, float* logits) 
                      .n_sequences = static_cast<int>(batch.items.size()),
                      .n_rows = batch.items.front().rows.size(),
                      .has_pending = pass == Pass::kStep && backend_->has_pending(),
+                     .never_awaits = backend_->never_awaits(),
                      .position_bucket = backend_->position_bucket()};
   auto found = graphs_.find(key);
   if (found == graphs_.end()) {

@@ -37,6 +37,7 @@ DeviceExperts::DeviceExperts(const ModelConfig& config, const SlotLayout& layout
       experts_(*experts) {
   for (const LayerConfig& layer : config.layers) has_experts_.push_back(layer.has_experts);
   has_experts_.resize(static_cast<size_t>(n_layers_), true);
+  n_wanted_ = n_experts_ * std::ranges::count(has_experts_, true);
 }
 
 DeviceExperts::~DeviceExperts() {
@@ -100,7 +101,9 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(
 
 void DeviceExperts::Update(int layer, int expert, const uint8_t* slot) {
   const auto index = int64_t{layer} * n_experts_ + expert;
-  host_table_[static_cast<size_t>(index)] = slot;
+  const uint8_t*& here = host_table_[static_cast<size_t>(index)];
+  n_here_ += (slot != nullptr ? 1 : 0) - (here != nullptr ? 1 : 0);
+  here = slot;
   // Two changes of one entry in one launch would race.
   int32_t& update = update_of_[static_cast<size_t>(index)];
   if (update < 0) {

@@ -55,6 +55,9 @@ class DeviceExperts {
   void EndDraft(std::span<const int32_t> choices, int n_rows, int top_k);
   void EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k, bool was_streamed);
 
+  // Whether the table that a step now reads has every expert: its kernels need not wait for others.
+  bool has_all() const { return n_here_ == n_wanted_; }
+
   // [E] on the device.
   const uint8_t* const* Slots(int layer) const { return table_.data() + layer * n_experts_; }
 
@@ -123,6 +126,7 @@ class DeviceExperts {
   DeviceBuffer<const uint8_t*> table_;       // [n_layers, E]
   DeviceBuffer<const uint8_t*> host_slots_;  // [n_layers, E], or empty
   std::vector<const uint8_t*> host_table_;   // as table_ will be after the updates
+  int64_t n_here_ = 0, n_wanted_ = 0;        // in host_table_, and of all layers
   std::vector<SlotUpdate> updates_;
   std::vector<int32_t> update_of_;  // [n_layers, E]: place in updates_; -1: none
   PinnedBuffer pinned_updates_;
