@@ -76,10 +76,10 @@ uint64_t CudaBackend::ScratchBytes(const ModelConfig& c, const CudaBackendShape&
   const int64_t places = rows * c.experts_per_token;
   const DeltaShape delta{c.linear_key_heads, c.linear_value_heads, c.linear_key_head_dim,
                          c.linear_value_head_dim};
-  int64_t floats =
-      rows * (6 * c.hidden_size + 3 * heads + 2 * kv + 2 * channels + 2 * values +
-              4 * c.linear_value_heads + std::max(heads, values) + c.n_experts + 2 * inner + 1) +
-      shape.kept_rows * int64_t{c.vocab_size};
+  int64_t floats = rows * (int64_t{6} * c.hidden_size + 3 * heads + 2 * kv + 2 * channels +
+                           2 * values + int64_t{4} * c.linear_value_heads +
+                           std::max(heads, values) + c.n_experts + 2 * inner + 1) +
+                   shape.kept_rows * int64_t{c.vocab_size};
   floats += AttentionScratchFloats({c.n_heads, c.n_kv_heads, c.head_dim}, kDecodeRows,
                                    shape.max_positions);
   floats += PrefillDeltaScratchBytes(delta, shape.max_rows) / 4;
@@ -102,18 +102,26 @@ absl::Status CudaBackend::AllocateLogits() {
 }
 
 absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
-  const ModelConfig& c = config_;
-  const int64_t rows = shape_.max_rows, places = rows * c.experts_per_token;
   HEARTH_RETURN_IF_ERROR(CudaStatus(stream_.Create(), "a stream"));
   HEARTH_RETURN_IF_ERROR(CudaStatus(dispatched_.Create(), "an event"));
   weights_ = &weights;
   embedding_ = weights.embedding.as<void>();
   embedding_bits_ = weights.embedding_bits;
+  HEARTH_RETURN_IF_ERROR(AllocateBatch());
+  HEARTH_RETURN_IF_ERROR(AllocateLogits());
+  HEARTH_RETURN_IF_ERROR(AllocateRotary());
+  return AllocateActivations();
+}
 
+// What the host tells the device of a step, and what it hears of it.
+absl::Status CudaBackend::AllocateBatch() {
+  const ModelConfig& c = config_;
+  const int64_t rows = shape_.max_rows, places = rows * c.experts_per_token;
   const int64_t pointers = int64_t{n_states_} * kDecodeRows;
   const int64_t draft_bytes = shape_.max_drafts > 0 ? DraftTables::Bytes(n_states_) : 0;
   const int64_t n_divisions = int64_t{kDecodeRows} * c.experts_per_token + 1;
-  batch_bytes_ = rows * 12 + pointers * 16 + kDecodeRows * 4 + n_divisions * 2 + draft_bytes;
+  batch_bytes_ =
+      rows * 12 + pointers * 16 + int64_t{kDecodeRows} * 4 + n_divisions * 2 + draft_bytes;
   HEARTH_RETURN_IF_ERROR(pinned_batch_.Allocate(static_cast<uint64_t>(batch_bytes_)));
   batch_memory_ = Take<std::byte>(batch_bytes_);
   positions_ = reinterpret_cast<int64_t*>(batch_memory_);
@@ -137,9 +145,11 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
     HEARTH_RETURN_IF_ERROR(pinned_imposed_.Allocate(choice_bytes));
     imposed_ = Take<int32_t>(places * c.n_layers);
   }
-  HEARTH_RETURN_IF_ERROR(AllocateLogits());
+  return error();
+}
 
-  const RotaryTable rotary = MakeRotaryTable(c.rope);
+absl::Status CudaBackend::AllocateRotary() {
+  const RotaryTable rotary = MakeRotaryTable(config_.rope);
   const auto half = static_cast<int>(rotary.inverse_frequencies.size());
   rotary_ = Take<double>(half);
   HEARTH_RETURN_IF_ERROR(error());
@@ -148,7 +158,12 @@ absl::Status CudaBackend::AllocateAll(const DeviceWeights& weights) {
                             static_cast<size_t>(half) * 8, cudaMemcpyHostToDevice),
                  "rotary frequencies"));
   rotary_table_ = {rotary_, half, rotary.scale};
+  return absl::OkStatus();
+}
 
+absl::Status CudaBackend::AllocateActivations() {
+  const ModelConfig& c = config_;
+  const int64_t rows = shape_.max_rows, places = rows * c.experts_per_token;
   const int64_t inner = std::max(c.shared_expert_intermediate_size, c.intermediate_size);
   mixed_ = Allocate(rows * c.conv_channels());
   decay_ = Allocate(rows * c.linear_value_heads);
@@ -264,7 +279,8 @@ absl::Status CudaBackend::UploadPages(int s, const CudaSequence& sequence) {
 }
 
 absl::Status CudaBackend::ImposeRouting() {
-  const auto n = static_cast<size_t>(rows_.total() * config_.experts_per_token);
+  const auto n =
+      static_cast<size_t>(rows_.total()) * static_cast<size_t>(config_.experts_per_token);
   std::vector<RoutingOverride::Rows> items;
   for (const BatchItem& item : batch_->items) {
     items.push_back({item.rows.begin, item.rows.end, item.first_position});
@@ -314,7 +330,8 @@ std::vector<float> CudaBackend::Read(const float* values, int64_t n) {
 }
 
 const RouterChoice& CudaBackend::Choice() {
-  const auto n = static_cast<size_t>(rows_.total() * config_.experts_per_token);
+  const auto n =
+      static_cast<size_t>(rows_.total()) * static_cast<size_t>(config_.experts_per_token);
   choice_.ids.resize(n);
   Keep(cudaStreamSynchronize(stream_.get()), "reading");
   Keep(cudaMemcpy(choice_.ids.data(), choice_ids_, n * 4, cudaMemcpyDeviceToHost), "reading");

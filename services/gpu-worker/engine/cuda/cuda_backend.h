@@ -121,7 +121,10 @@ class CudaBackend final : public Backend {
               std::shared_ptr<DeviceState> state, DeviceExperts* experts, MissServer* misses,
               RoutingOverride* routing);
   absl::Status AllocateAll(const DeviceWeights& weights);
+  absl::Status AllocateBatch();
   absl::Status AllocateLogits();
+  absl::Status AllocateRotary();
+  absl::Status AllocateActivations();
   template <typename T>
   T* Take(int64_t n);
   void Keep(cudaError_t error, std::string_view op);

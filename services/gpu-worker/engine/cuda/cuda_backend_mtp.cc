@@ -17,8 +17,8 @@ int64_t CudaBackend::DraftTables::Bytes(int n_states) {
 CudaBackend::DraftTables CudaBackend::DraftTables::At(std::byte* memory, int n_states) {
   DraftTables tables;
   tables.pending = reinterpret_cast<float**>(memory);
-  tables.kept = tables.pending + n_states * kDecodeRows;
-  tables.hidden = tables.kept + n_states * kDecodeRows;
+  tables.kept = tables.pending + int64_t{n_states} * kDecodeRows;
+  tables.hidden = tables.kept + int64_t{n_states} * kDecodeRows;
   tables.hidden_kept = tables.hidden + kDecodeRows;
   tables.hidden_draft = tables.hidden_kept + kDecodeRows;
   tables.n_pending = reinterpret_cast<int32_t*>(tables.hidden_draft + kDecodeRows);

@@ -59,12 +59,14 @@ class DeviceExperts {
   bool has_all() const { return n_here_ == n_wanted_; }
 
   // [E] on the device.
-  const uint8_t* const* Slots(int layer) const { return table_.data() + layer * n_experts_; }
+  const uint8_t* const* Slots(int layer) const {
+    return table_.data() + int64_t{layer} * n_experts_;
+  }
 
   // [E] on the device: where the layer's experts lie in host memory that the GPU can read; null
   // where it can't. Null if the GPU is not to read them there.
   const uint8_t* const* HostSlots(int layer) const {
-    return host_slots_.size() == 0 ? nullptr : host_slots_.data() + layer * n_experts_;
+    return host_slots_.size() == 0 ? nullptr : host_slots_.data() + int64_t{layer} * n_experts_;
   }
 
   // For a prefill: lists on the device of a layer's experts that are here, and streams of the
