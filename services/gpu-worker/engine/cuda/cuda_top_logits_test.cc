@@ -112,6 +112,56 @@ TEST_F(CudaTopLogits, AnItemWithoutATemperatureMakesAllRowsWhole) {
   EXPECT_TRUE(logits.values.empty());
 }
 
+// And with the rows of a step that checks them, of sequences with one guess and with two.
+TEST_F(CudaTopLogits, GuessesAreGivenByTheirLargestToo) {
+  const auto by_top = Make({.max_drafts = 2}), whole = Make({.max_drafts = 2});
+  ASSERT_NE(by_top, nullptr);
+  ASSERT_NE(whole, nullptr);
+  constexpr size_t kSequences = 5;
+  std::vector<std::unique_ptr<SequenceState>> states, whole_states;
+  for (size_t s = 0; s < kSequences; ++s) {
+    const auto prompt = Ids(9 + static_cast<int>(s), static_cast<int>(s));
+    states.push_back(by_top->NewSequence());
+    whole_states.push_back(whole->NewSequence());
+    ASSERT_OK(Feed(*by_top, *states.back(), prompt));
+    ASSERT_OK(Feed(*whole, *whole_states.back(), prompt));
+  }
+  const auto expect_same = [&](const StepLogits& got, const StepLogits& want) {
+    ASSERT_EQ(got.n_rows, want.n_rows);
+    ASSERT_EQ(got.top.size(), static_cast<size_t>(want.n_rows));
+    EXPECT_TRUE(got.values.empty());
+    for (int row = 0; row < got.n_rows; ++row) {
+      SCOPED_TRACE(absl::StrCat("row ", row));
+      ASSERT_OK_AND_ASSIGN(const auto values, by_top->ReadLogits(row));
+      ASSERT_TRUE(std::ranges::equal(values, want.Row(row, vocabulary())));
+      ASSERT_NO_FATAL_FAILURE(ExpectTopOf(got.top[static_cast<size_t>(row)], values, 0.5f));
+    }
+  };
+  StepLogits got, want;
+  for (int depth = 0; depth < 2; ++depth) {
+    std::vector<DraftItem> items, whole_items;
+    for (size_t s = 0; s < kSequences; ++s) {
+      items.push_back({states[s].get(), 7 + depth, 0.5f});
+      whole_items.push_back({whole_states[s].get(), 7 + depth});
+    }
+    ASSERT_OK(by_top->Draft(items, depth, &got));
+    ASSERT_OK(whole->Draft(whole_items, depth, &want));
+    ASSERT_NO_FATAL_FAILURE(expect_same(got, want)) << "draft " << depth;
+  }
+  const std::vector<int32_t> tokens = {7, 8, 9};
+  std::vector<StepItem> items, whole_items;
+  for (size_t s = 0; s < kSequences; ++s) {
+    const int n_drafts = s % 2 == 0 ? 1 : 2;
+    const auto of = std::span(tokens).first(static_cast<size_t>(n_drafts) + 1);
+    items.push_back({states[s].get(), of, LogitsWanted::kAll, n_drafts, 0.5f});
+    whole_items.push_back({whole_states[s].get(), of, LogitsWanted::kAll, n_drafts});
+  }
+  ASSERT_OK(by_top->Step(items, &got));
+  ASSERT_OK(whole->Step(whole_items, &want));
+  ASSERT_EQ(got.n_rows, 3 * 2 + 2 * 3);
+  ASSERT_NO_FATAL_FAILURE(expect_same(got, want));
+}
+
 TEST_F(CudaTopLogits, TheSamplerChoosesTheSameTokensFromBoth) {
   const auto engine = Make();
   ASSERT_NE(engine, nullptr);
