@@ -42,7 +42,7 @@ class CudaTopLogits : public CudaEngineTest {
 // Twelve sequences: two batches of decodes behind short and long prompts, of which some want no
 // logits, some those of the last row, and one those of all.
 TEST_F(CudaTopLogits, EveryRowOfAMixedStepIsThatOfAStepOfWholeRows) {
-  const auto by_top = Make({.max_sequences = 12}), whole = Make({.max_sequences = 12});
+  const auto by_top = Make({.max_sequences = 14}), whole = Make({.max_sequences = 14});
   ASSERT_NE(by_top, nullptr);
   ASSERT_NE(whole, nullptr);
   std::vector<std::unique_ptr<SequenceState>> states, whole_states;
