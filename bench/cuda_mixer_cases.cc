@@ -146,29 +146,6 @@ void AddDelta(const SequenceRows& rows, const std::vector<int>& all_parts, CudaC
                     .bytes = kLayers * (rows_bytes * 2 * wide + 4.0 * kConvolution * wide +
                                         8.0 * static_cast<double>(history) * n_sequences),
                     .run = Layers(convolve)});
-  if (rows.n_rows == 1) {
-    const auto arrivals = ToDevice(std::vector<uint32_t>(static_cast<size_t>(n_sequences) * 16));
-    const auto step = [=](int i, cudaStream_t stream) {
-      return worker::DeltaStepCuda(
-          kDelta, n_sequences,
-          {.weights = {kConvolution, kernel.get(), a_log.get(), dt_bias.get()},
-           .qkvz = qkvz.get(),
-           .ba = ba.get(),
-           .norm = norm.get(),
-           .eps = kEps,
-           .histories = histories.pointers.get() + i % n_copies * n_sequences,
-           .states = states.pointers.get() + i % n_copies * n_sequences,
-           .arrivals = arrivals.get()},
-          out.get(), {}, stream);
-    };
-    cases->push_back(
-        {.op = "delta step",
-         .shape = ShapeName(shape),
-         .bytes = kLayers * (8.0 * static_cast<double>(state + history) * n_sequences +
-                             rows_bytes * (wide + 2 * static_cast<double>(n_values))),
-         .flops = kLayers * 8.0 * static_cast<double>(total) * static_cast<double>(state),
-         .run = Layers(step)});
-  }
   for (const int parts : all_parts) {
     const auto rule = [=](int i, cudaStream_t stream) {
       const worker::DeltaInputs in{mixed.get(), decay.get(), beta.get()};
@@ -184,6 +161,41 @@ void AddDelta(const SequenceRows& rows, const std::vector<int>& all_parts, CudaC
          .flops = kLayers * 8.0 * static_cast<double>(total) * static_cast<double>(state),
          .run = Layers(rule)});
   }
+}
+
+// The convolution, the rule and the norm of one row of each sequence, in one launch.
+void AddDeltaStep(int n_sequences, CudaCases* cases) {
+  const int64_t n_values = int64_t{kDelta.value_heads} * kDelta.value_dim;
+  const int64_t n = n_sequences, channels = kDelta.channels();
+  const int64_t state = n_values * kDelta.key_dim, history = (kConvolution - 1) * channels;
+  const auto state_bytes = 4.0 * static_cast<double>((state + history) * n);
+  const int n_copies = 1 + static_cast<int>(kRotatedBytes / state_bytes);
+  const auto qkvz = Floats(n * (channels + n_values)), ba = Floats(n * 64),
+             kernel = Floats(kConvolution * channels, 0.3f), a_log = Floats(32),
+             dt_bias = Floats(32), norm = Floats(kDelta.value_dim), out = Floats(n * n_values);
+  const auto arrivals = ToDevice(std::vector<uint32_t>(static_cast<size_t>(n) * 16));
+  const Tables states = MakeTables(n_sequences * n_copies, state);
+  const Tables histories = MakeTables(n_sequences * n_copies, history);
+  const auto step = [=](int i, cudaStream_t stream) {
+    const int64_t first = int64_t{i % n_copies} * n_sequences;
+    return worker::DeltaStepCuda(
+        kDelta, n_sequences,
+        {.weights = {kConvolution, kernel.get(), a_log.get(), dt_bias.get()},
+         .qkvz = qkvz.get(),
+         .ba = ba.get(),
+         .norm = norm.get(),
+         .eps = kEps,
+         .histories = histories.pointers.get() + first,
+         .states = states.pointers.get() + first,
+         .arrivals = arrivals.get()},
+        out.get(), {}, stream);
+  };
+  cases->push_back({.op = "delta step",
+                    .shape = ShapeName(std::to_string(n_sequences) + " x 1"),
+                    .bytes = kLayers * (2 * state_bytes +
+                                        4.0 * static_cast<double>(n * (channels + 2 * n_values))),
+                    .flops = kLayers * 8.0 * static_cast<double>(n * state),
+                    .run = Layers(step)});
 }
 
 void AddAttention(worker::KvType type, int n_rows, int64_t context, CudaCases* cases) {
@@ -308,6 +320,7 @@ void AddMixerCases(CudaCases* cases) {
   for (const bool is_pinned : {true, false}) AddRouting(is_pinned, cases);
   for (const int n_rows : {1, 8}) AddNorm(n_rows, cases);
   for (const int n_rows : {1, 8}) AddRouter(n_rows, cases);
+  for (const int n_sequences : {1, 8}) AddDeltaStep(n_sequences, cases);
   AddDelta({.n_sequences = 1, .n_rows = 1}, {1, 2, 4, 8}, cases);
   AddDelta({.n_sequences = 8, .n_rows = 1}, {1, 4}, cases);
   AddDelta({.n_sequences = 1, .n_rows = 512}, {1, 4, 16}, cases);

@@ -372,6 +372,7 @@ StepResult AttendStep(const AttentionShape& shape, KvType type, uint32_t seed, b
   const int d = shape.head_dim, half = d / 8;
   Pool pool(shape, n, 200, 16, type, seed);
   std::vector<double> turns;
+  turns.reserve(static_cast<size_t>(half));
   for (int j = 0; j < half; ++j) turns.push_back(std::pow(1e7, -j / static_cast<double>(half)));
   const auto frequencies = ToDevice(turns);
   const auto positions = ToDevice(all);
