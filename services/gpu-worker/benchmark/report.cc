@@ -20,10 +20,6 @@ double BandwidthShare(const BenchmarkReport& report, const BenchmarkResult& resu
          report.read_bandwidth.median;
 }
 
-json::object LineJson(const Line& line) {
-  return {{"start", line.start}, {"an_expert", line.slope}};
-}
-
 json::object ResultJson(const BenchmarkReport& report, const BenchmarkResult& result) {
   const std::string_view kind = KindName(result.test.kind);
   json::object object = {{"test", json::string(kind.data(), kind.size())},
@@ -44,8 +40,7 @@ json::object ResultJson(const BenchmarkReport& report, const BenchmarkResult& re
                        {"cpu_bytes_per_step", result.cpu_bytes_per_step},
                        {"cpu_seconds_per_step", result.cpu_seconds_per_step},
                        {"awaited_seconds_per_step", result.awaited_seconds_per_step},
-                       {"layer_seconds_gpu", LineJson(result.miss_costs.gpu)},
-                       {"layer_seconds_cpu", LineJson(result.miss_costs.cpu)}};
+                       {"zero_copy_share", result.zero_copy_share}};
   }
   if (!result.first_token_seconds.empty()) {
     object["time_to_first_token_seconds"] = ToJson(Summarise(result.first_token_seconds));

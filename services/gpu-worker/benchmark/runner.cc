@@ -221,7 +221,7 @@ void AddTiers(Engine& engine, const TierSums& before, BenchmarkResult* result) {
   result->cpu_seconds_per_step = (now.work.cpu_seconds - before.work.cpu_seconds) / steps;
   result->awaited_seconds_per_step =
       (now.work.awaited_seconds - before.work.awaited_seconds) / steps;
-  result->miss_costs = now.work.costs;
+  result->zero_copy_share = now.work.zero_copy_share;
 }
 
 int LayersWithExperts(const ModelConfig& config) {

@@ -10,7 +10,6 @@
 #include "services/gpu-worker/benchmark/test_list.h"
 #include "services/gpu-worker/benchmark/traffic.h"
 #include "services/gpu-worker/engine/engine.h"
-#include "services/gpu-worker/experts/miss_division.h"
 
 namespace hearth::worker {
 
@@ -58,7 +57,7 @@ struct BenchmarkResult {
   bool has_tiers = false;
   double hit_rate = 0, pcie_bytes_per_step = 0, in_place_bytes_per_step = 0;
   double cpu_bytes_per_step = 0, cpu_seconds_per_step = 0, awaited_seconds_per_step = 0;
-  MissCosts miss_costs;  // at the end
+  double zero_copy_share = 0;  // at the end
 };
 
 // Runs a test once to warm up (a decode test at most 8 tokens) and then `repetitions` times. Token

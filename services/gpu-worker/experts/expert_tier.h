@@ -11,7 +11,6 @@
 
 #include "absl/status/status.h"
 #include "services/gpu-worker/experts/expert_cache.h"
-#include "services/gpu-worker/experts/miss_division.h"
 
 namespace hearth::worker {
 
@@ -28,7 +27,7 @@ struct TierWork {
   uint64_t cpu_bytes = 0;       // computed by CPU threads
   double cpu_seconds = 0;       // that these took
   double awaited_seconds = 0;   // that the device waited for them, in decode steps
-  MissCosts costs = {};         // by which a step's misses are divided now
+  double zero_copy_share = 0;   // of the misses of a step of one row: what the device reads now
 };
 
 struct TierStatistics {

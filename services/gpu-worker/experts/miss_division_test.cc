@@ -4,19 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 namespace hearth::worker {
 namespace {
 
 using ::testing::DoubleNear;
-using ::testing::ElementsAre;
-
-double Seconds(int n, int in_place, const MissCosts& costs) {
-  const double gpu = costs.gpu.start + in_place * costs.gpu.slope;
-  const int rest = n - in_place;
-  return std::max(gpu, rest == 0 ? 0 : costs.cpu.start + rest * costs.cpu.slope);
-}
 
 LineSums Points(const Line& line, std::vector<int> xs) {
   LineSums sums;
@@ -40,81 +34,102 @@ TEST(LineFit, ForgetsOldPoints) {
   EXPECT_LT(sums.n, 41);
 }
 
-TEST(ReadInPlace, EndsFirst) {
-  const MissCosts cases[] = {{{10, 34}, {8, 30}},  // alike
-                             {{10, 68}, {8, 20}},  // a slow link
-                             {{10, 20}, {8, 90}},  // a slow CPU
-                             {{60, 34}, {8, 30}},  // many hits to compute meanwhile
-                             {{0, 1}, {1000, 1}}};
-  for (const MissCosts& costs : cases) {
-    for (int n = 0; n <= 80; ++n) {
-      const int chosen = ReadInPlace(n, costs);
-      for (int other = 0; other <= n; ++other) {
-        EXPECT_LE(Seconds(n, chosen, costs), Seconds(n, other, costs)) << n << " " << other;
-      }
+TEST(MissDivision, HalvesGoToTheCpu) {
+  EXPECT_EQ(ReadInPlace(0, 0.5), 0);
+  EXPECT_EQ(ReadInPlace(1, 0.5), 0);
+  EXPECT_EQ(ReadInPlace(2, 0.25), 0);
+  EXPECT_EQ(ReadInPlace(3, 0.25), 1);
+  EXPECT_EQ(ReadInPlace(80, 0.75), 60);
+  EXPECT_EQ(ReadInPlace(80, 0), 0);
+}
+
+// Seconds of a layer with n missed experts, g of which are read in place.
+using Machine = std::function<double(int n, int g)>;
+
+// Steps of 48 layers whose misses lie around `mean`.
+void Compute(MissDivision& division, const Machine& machine, int n_rows, int mean, int steps) {
+  std::vector<uint16_t> in_place(101);
+  for (int step = 0; step < steps; ++step) {
+    division.Plan(n_rows, in_place);
+    LineSums layers;
+    for (int layer = 0; layer < 48; ++layer) {
+      const int n = std::max(0, mean + layer % 8 - 4);
+      AddPoint(n, machine(n, in_place[static_cast<size_t>(n)]), &layers);
     }
+    division.Learn(layers);
   }
 }
 
-TEST(ReadInPlace, LeavesToTheCpuWhatCostsNothingThere) {
-  // The hits take longer than the CPU needs.
-  EXPECT_EQ(ReadInPlace(2, {{100, 30}, {8, 30}}), 0);
+// Each side works alone.
+Machine Sides(double gpu, double cpu) {
+  return
+      [=](int n, int g) { return std::max(16 + g * gpu, n == g ? 0 : 20 + (n - g) * cpu) * 1e-6; };
 }
 
 TEST(MissDivision, BeginsWithTheMachinesRates) {
   MachineRates rates;
-  rates.ram = 50e9;
-  rates.zero_copy = 30e9;
-  rates.handshake_seconds = 0;
-  const MissDivision division(rates, 1'800'000);
-  std::vector<uint16_t> plan(7);
-  division.Plan(plan);
-  EXPECT_THAT(plan, ElementsAre(0, 0, 1, 1, 1, 2, 2));
+  rates.ram = 75e9;
+  rates.zero_copy = 25e9;
+  const MissDivision division(rates);
+  EXPECT_EQ(division.share(1), 0.25);
+  EXPECT_EQ(division.share(8), 0.25);
 }
 
-TEST(MissDivision, FollowsWhatIsMeasured) {
-  MissDivision division(MachineRates{}, 1'800'000);
-  const double handshake = MachineRates{}.handshake_seconds;
-  for (int step = 0; step < 100; ++step) {
-    division.Learn(Points({20e-6, 40e-6}, {0, 1, 2, 3}), Points({9e-6, 15e-6}, {1, 2, 5}));
+TEST(MissDivision, FindsTheShareThatTakesLeastTime) {
+  const struct {
+    double gpu, cpu, want;
+  } cases[] = {{40, 40, 0.5}, {120, 40, 0.25}, {400, 40, 0}, {20, 60, 0.75}};
+  for (const auto& c : cases) {
+    MissDivision division{MachineRates{}};
+    Compute(division, Sides(c.gpu, c.cpu), 1, 8, 600);
+    EXPECT_THAT(division.share(1), DoubleNear(c.want, 0.13)) << c.gpu << " " << c.cpu;
+    EXPECT_EQ(division.share(2), MissDivision{MachineRates{}}.share(2)) << "of other rows";
   }
-  EXPECT_THAT(division.costs().gpu.start, DoubleNear(20e-6, 1e-9));
-  EXPECT_THAT(division.costs().gpu.slope, DoubleNear(40e-6, 1e-9));
-  EXPECT_THAT(division.costs().cpu.start, DoubleNear(9e-6 + handshake, 1e-9));
-  EXPECT_THAT(division.costs().cpu.slope, DoubleNear(15e-6, 1e-9));
 }
 
-TEST(MissDivision, LearnsTheSlopeFromEqualPoints) {
-  MissDivision division(MachineRates{}, 1'800'000);
-  const double handshake = MachineRates{}.handshake_seconds;
-  for (int step = 0; step < 100; ++step) {
-    division.Learn(Points({0, 40e-6}, {2, 2, 2}), Points({0, 70e-6}, {3, 3, 3}));
+TEST(MissDivision, LeavesAllToTheCpuWhereReadingSlowsItDown) {
+  // Each expert read in place costs the CPU more than it saves.
+  MissDivision division{MachineRates{}};
+  Compute(
+      division, [](int n, int g) { return (20 + (n - g) * 30 + g * 45) * 1e-6; }, 1, 8, 800);
+  EXPECT_EQ(ReadInPlace(4, division.share(1)), 0);
+}
+
+TEST(MissDivision, ReachesSharesBeyondThoseThatDivideAlike) {
+  // Of two misses the smallest shares are all nothing.
+  MissDivision division{MachineRates{}};
+  Compute(division, Sides(500, 30), 1, 8, 400);
+  ASSERT_EQ(division.share(1), 0);
+  std::vector<uint16_t> in_place(11);
+  for (int step = 0; step < 800; ++step) {
+    division.Plan(1, in_place);
+    LineSums layers;
+    for (int layer = 0; layer < 48; ++layer) {
+      AddPoint(2, (2 - in_place[2]) * 90e-6 + in_place[2] * 20e-6, &layers);
+    }
+    division.Learn(layers);
   }
-  EXPECT_THAT(division.costs().gpu.slope, DoubleNear(40e-6, 1e-8));
-  EXPECT_THAT(division.costs().cpu.slope, DoubleNear(70e-6, 1e-8));
-  EXPECT_THAT(division.costs().cpu.start, DoubleNear(handshake, 1e-9));
+  EXPECT_GE(ReadInPlace(2, division.share(1)), 1);
 }
 
-TEST(MissDivision, KeepsItsCostsWithoutMeasurements) {
-  MissDivision division(MachineRates{}, 1'800'000);
-  const MissCosts before = division.costs();
-  for (int step = 0; step < 10; ++step) division.Learn({}, {});
-  EXPECT_EQ(division.costs().gpu.slope, before.gpu.slope);
-  EXPECT_EQ(division.costs().cpu.slope, before.cpu.slope);
-  EXPECT_EQ(division.costs().cpu.start, before.cpu.start);
+TEST(MissDivision, FollowsAMachineThatChanges) {
+  MissDivision division{MachineRates{}};
+  Compute(division, Sides(20, 60), 4, 20, 600);
+  EXPECT_GE(division.share(4), 0.6);
+  Compute(division, Sides(400, 40), 4, 20, 1200);
+  EXPECT_LE(division.share(4), 0.13);
 }
 
-TEST(MissDivision, NeverTakesNoiseForGain) {
-  // More experts in less time.
-  MissDivision division(MachineRates{}, 1'800'000);
-  for (int step = 0; step < 50; ++step) {
-    LineSums points;
-    AddPoint(1, 90e-6, &points);
-    AddPoint(8, 20e-6, &points);
-    division.Learn(points, points);
+TEST(MissDivision, StepsThatMeasuredNothingChangeNothing) {
+  MissDivision division{MachineRates{}};
+  const double before = division.share(1);
+  division.Learn({});
+  std::vector<uint16_t> in_place(11);
+  for (int step = 0; step < 200; ++step) {
+    division.Plan(1, in_place);
+    division.Learn({});
   }
-  EXPECT_GT(division.costs().gpu.slope, 0);
-  EXPECT_GT(division.costs().cpu.slope, 0);
+  EXPECT_EQ(division.share(1), before);
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ CudaBackend::CudaBackend(const ModelConfig& config, const CudaBackendShape& shap
       routing_(routing),
       n_states_(static_cast<int>(
           std::ranges::count(config.layers, MixerKind::kDeltaNet, &LayerConfig::mixer))),
-      division_(ThisMachinesRates(), experts->layout().bytes) {}
+      division_(ThisMachinesRates()) {}
 
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
     const ModelConfig& config, const CudaBackendShape& shape, const DeviceWeights* weights,
@@ -236,7 +236,8 @@ absl::Status CudaBackend::Begin(const Batch& batch) {
     temperatures[LogitsPlace(i)] = batch.temperatures[i];
   }
   if (is_decode()) {
-    division_.Plan({reinterpret_cast<uint16_t*>(temperatures + kDecodeRows),
+    division_.Plan(rows_.total(),
+                   {reinterpret_cast<uint16_t*>(temperatures + kDecodeRows),
                     static_cast<size_t>(rows_.total() * config_.experts_per_token + 1)});
   }
   for (int s = 0; s < rows_.n_sequences; ++s) {
@@ -307,14 +308,13 @@ absl::Status CudaBackend::Finish(float* logits) {
       static_cast<size_t>(n_layers() * rows_.total() * config_.experts_per_token));
   if (is_decode()) {
     awaited_seconds_ += misses_.step_times().awaited;
-    division_.Learn(misses_.step_times().kernels, misses_.TakeAnswerTimes());
     if (batch_->is_draft) {
       experts_.EndDraft(choices, rows_.total(), config_.experts_per_token);
     } else {
+      division_.Learn(misses_.step_times().layers);
       experts_.EndDecode(choices, rows_.total(), config_.experts_per_token);
     }
   } else {
-    misses_.TakeAnswerTimes();  // of other sizes than a decode's
     experts_.EndPrompt(choices, rows_.total(), config_.experts_per_token, is_streaming());
   }
   return absl::OkStatus();

@@ -199,7 +199,7 @@ void CudaEngine::EndStep(const Batch& batch) {
                                     .cpu_bytes = counts.experts * experts_->layout().bytes,
                                     .cpu_seconds = counts.seconds,
                                     .awaited_seconds = backend_->awaited_seconds(),
-                                    .costs = backend_->division().costs()});
+                                    .zero_copy_share = backend_->division().share(1)});
 }
 
 }  // namespace hearth::worker

@@ -84,7 +84,6 @@ TEST_F(CudaEngineTest, MissesAreDividedBetweenTheCpuAndTheGpu) {
     EXPECT_LE(RelativeRms(got.logits, want.logits), kFastRms);
     const TierStatistics statistics = engine->expert_tier()->Statistics();
     EXPECT_EQ(statistics.work.in_place_bytes > 0, zero_copy);
-    EXPECT_GT(statistics.work.costs.gpu.slope, 0);
     uint64_t misses = 0;
     for (const LayerCounts& layer : statistics.cache.layers) misses += layer.misses;
     EXPECT_EQ((statistics.work.in_place_bytes + statistics.work.cpu_bytes) / statistics.slot_bytes,

@@ -106,10 +106,8 @@ bool MissServer::ServeOne() {
   answered_ = ticket;
   std::atomic_ref<uint32_t>(exchange_.request->answer).store(ticket, std::memory_order_release);
   ++counts_.requests;
-  const double seconds =
+  counts_.seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  counts_.seconds += seconds;
-  AddPoint(static_cast<double>(n_different_), seconds, &answer_times_);
   return true;
 }
 
@@ -155,7 +153,6 @@ absl::Status MissServer::Compute(const Request& request) {
     work_[n_work - 1].places.push_back(miss.place);
   }
   counts_.experts += n_work;
-  n_different_ = n_work;
   ops_.Experts(request.n_rows, shape_.width, top_k, exchange_.h, std::span(work_).first(n_work),
                choice_, exchange_.sums);
   // An interrupted pool leaves work out; the step's result is not used then.

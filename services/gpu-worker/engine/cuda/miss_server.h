@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -61,8 +60,6 @@ class MissServer {
   const Counts& counts() const { return counts_; }
   // Of the last decode step that is done, as the GPU measured it.
   const StepTimes& step_times() const { return exchange_.request->times; }
-  // Points (experts, seconds) of the answers since the last call.
-  LineSums TakeAnswerTimes() { return std::exchange(answer_times_, {}); }
 
  private:
   MissServer(const Shape& shape, Ops* ops, Parallel* parallel, ExpertSource* experts)
@@ -86,8 +83,6 @@ class MissServer {
   uint32_t answered_ = 0;
   absl::Status error_;  // since ServeUntil began
   Counts counts_;
-  LineSums answer_times_;
-  size_t n_different_ = 0;  // experts of the request
   // Scratch.
   std::vector<MissedPlace> misses_;
   RouterChoice choice_;

@@ -13,8 +13,8 @@ static_assert(kTimedOut == kTimedOutCounter && kTimedOut + 1 == kExchangeCounter
 // Adds what the layer took since `asked`. One thread.
 __device__ void AddTime(StepClock* clock, uint64_t now) {
   if (clock->asked == 0) return;
-  const double x = clock->in_place, y = 1e-9 * static_cast<double>(now - clock->asked);
-  LineSums& sums = clock->times.kernels;
+  const double x = clock->missed, y = 1e-9 * static_cast<double>(now - clock->asked);
+  LineSums& sums = clock->times.layers;
   sums.n += 1;
   sums.x += x;
   sums.xx += x * x;
@@ -81,7 +81,7 @@ struct Misses {
   int n_asked;                   // of the CPU
 
   // Of the n different missed experts the last in_place[n], in the order of their first places, are
-  // read in place; returns how many. Barriers must be before and after.
+  // read in place; returns n. Barriers must be before and after.
   __device__ int Divide(const DecodeRouting& routing, const Exchange& exchange, int n_places,
                         int top_k, int a_row, ExpertPlace* places, int32_t* choices) {
     const int p = static_cast<int>(threadIdx.x);
@@ -107,7 +107,7 @@ struct Misses {
         exchange.misses[atomicAdd(&n_asked, 1)] = {p, mine, weight[p]};
       }
     }
-    return n_in_place;
+    return n;
   }
 };
 
@@ -142,12 +142,12 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   __syncthreads();
-  const int in_place = misses.Divide(routing, exchange, shape.n_rows * shape.top_k, shape.top_k,
+  const int n_missed = misses.Divide(routing, exchange, shape.n_rows * shape.top_k, shape.top_k,
                                      a_row, places, choices);
   __syncthreads();
   Ask(shape, exchange, in.h, misses.n_asked);
   if (threadIdx.x == 0) {
-    exchange.clock->in_place = static_cast<uint32_t>(in_place);
+    exchange.clock->missed = static_cast<uint32_t>(n_missed);
     exchange.clock->asked = Nanoseconds();
   }
 }
@@ -157,8 +157,10 @@ __global__ void __launch_bounds__(kThreads)
     AwaitKernel(DispatchShape shape, Exchange exchange, float* out) {
   JoinChain();
   const bool keeps_time = blockIdx.x == 0 && threadIdx.x == 0;
-  if (keeps_time) AddTime(exchange.clock, Nanoseconds());
-  if (exchange.counters[kMisses] == 0) return;  // of the whole grid
+  if (exchange.counters[kMisses] == 0) {  // of the whole grid
+    if (keeps_time) AddTime(exchange.clock, Nanoseconds());
+    return;
+  }
   if (threadIdx.x == 0) {
     const uint32_t ticket = exchange.counters[kTicket];
     const uint64_t start = Nanoseconds();
@@ -172,7 +174,9 @@ __global__ void __launch_bounds__(kThreads)
       break;
     }
     if (keeps_time) {
-      exchange.clock->times.awaited += 1e-9 * static_cast<double>(Nanoseconds() - start);
+      const uint64_t now = Nanoseconds();
+      exchange.clock->times.awaited += 1e-9 * static_cast<double>(now - start);
+      AddTime(exchange.clock, now);
     }
   }
   __syncthreads();

@@ -32,8 +32,9 @@ struct MissedPlace {
 
 // What the layers of a decode step took on the GPU.
 struct StepTimes {
-  LineSums kernels;    // a point a layer: experts read in place, seconds from asking to waiting
-  double awaited = 0;  // seconds that kernels waited for the CPU
+  // A point a layer: different missed experts, seconds from their dispatch until all is summed.
+  LineSums layers;
+  double awaited = 0;  // seconds of these in which the kernels waited for the CPU
 };
 
 // In pinned host memory. The GPU writes everything but `answer`, `ticket` last.
@@ -57,8 +58,8 @@ inline constexpr int kTimedOutCounter = 4;
 
 // On the device, zero at first: of the step that runs.
 struct StepClock {
-  uint64_t asked = 0;     // nanoseconds; 0: not to be timed
-  uint32_t in_place = 0;  // experts of the layer
+  uint64_t asked = 0;   // nanoseconds; 0: not to be timed
+  uint32_t missed = 0;  // different experts of the layer
   uint32_t padding = 0;
   StepTimes times;
 };

@@ -158,10 +158,10 @@ TEST_F(ExchangeTest, MissesAreDividedByTheTable) {
     ASSERT_EQ(got.size(), 1u);
     EXPECT_EQ(got[0].misses, asked);
     const StepTimes& times = memory.request.data()->times;
-    EXPECT_EQ(times.kernels.n, 1);
-    EXPECT_EQ(times.kernels.x, table[at(n_missed)]);
-    EXPECT_GE(times.kernels.y, 0);
+    EXPECT_EQ(times.layers.n, 1);
+    EXPECT_EQ(times.layers.x, n_missed);
     EXPECT_GT(times.awaited, 0);
+    EXPECT_GE(times.layers.y, times.awaited);
   }
 }
 
