@@ -13,7 +13,7 @@ struct BackendFlags {
   std::string backend = "cpu", policy;
   uint64_t vram = 0;
   int64_t slots = -1;
-  std::string kv_type = "bf16", zero_copy = "on";
+  std::string kv_type = "bf16", divide_misses = "on";
 
   bool is_cuda() const { return backend == "cuda"; }
   void Apply(worker::EngineOptions* options) const {
@@ -21,7 +21,7 @@ struct BackendFlags {
     options->vram_bytes = vram;
     options->expert_slots = slots;
     options->cache_policy = policy;
-    options->zero_copy = zero_copy == "on";
+    options->divide_misses = divide_misses == "on";
     options->int8_kv = kv_type == "int8";
   }
 };
@@ -43,8 +43,9 @@ inline void AddBackendFlags(CLI::App& command, BackendFlags* flags) {
       ->check(CLI::IsMember({"bf16", "int8"}))
       ->capture_default_str();
   command
-      .add_option("--zero-copy", flags->zero_copy,
-                  "Whether the GPU reads missed experts over PCIe beside the CPU: on, off")
+      .add_option(
+          "--divide-misses", flags->divide_misses,
+          "Whether CPU and GPU share the experts that are not in VRAM, as measured: on, off")
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   command.add_option("--cache-policy", flags->policy, "Which experts stay in VRAM")

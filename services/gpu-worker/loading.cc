@@ -186,7 +186,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const CommandLine& line,
                                      .vram_bytes = line.vram_bytes,
                                      .expert_slots = line.expert_slots,
                                      .cache_policy = line.cache_policy,
-                                     .zero_copy = line.zero_copy == "on",
+                                     .divide_misses = line.divide_misses == "on",
                                      .int8_kv = line.kv_type == "int8"}));
   if (const std::string table = model->engine->memory_table(); !table.empty()) {
     LogInfo("VRAM is laid out:\n" + table);

@@ -36,9 +36,9 @@ void AddBackend(CLI::App& app, CommandLine& line) {
                  "Keys and values of the CUDA backend: bf16, or int8 for twice the context")
       ->check(CLI::IsMember({"bf16", "int8"}))
       ->capture_default_str();
-  app.add_option("--zero-copy", line.zero_copy,
-                 "Whether the GPU reads some of the experts that are not in VRAM over PCIe while "
-                 "the CPU computes the others: on, off")
+  app.add_option("--divide-misses", line.divide_misses,
+                 "Whether CPU and GPU share the work on experts that are not in VRAM, by measured "
+                 "times: on; off computes the same bits each time")
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   app.add_option(

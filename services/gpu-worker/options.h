@@ -23,7 +23,7 @@ struct CommandLine {
   int64_t expert_slots = -1;     // -1: as many as fit
   std::string cache_policy;      // empty: the default
   std::string kv_type = "bf16";  // or "int8", with CUDA
-  std::string zero_copy = "on";  // or "off", with CUDA
+  std::string divide_misses = "on";  // or "off", with CUDA
   int n_threads = 0;
   bool exact = false;
   std::string isa;      // empty: the best

@@ -103,9 +103,11 @@ struct EngineOptions {
   std::string cache_policy = {};
   // How long a step waits for the CPU's experts before it fails (Internal).
   std::chrono::nanoseconds expert_wait = std::chrono::seconds(20);
-  // The GPU reads some of the experts that a decode step misses in VRAM over PCIe where they lie,
-  // while the CPU computes the others.
-  bool zero_copy = true;
+  // Of the experts that are missed in VRAM the GPU reads some over PCIe where they lie (decode), the
+  // CPU computes some while others are streamed (prompts): shares that follow measured times.
+  // Without, decode's are the CPU's and long prompts' the GPU's, and a step computes the same bits
+  // each time.
+  bool divide_misses = true;
   bool int8_kv = false;  // keys and values in 8 bits instead of bf16
 };
 

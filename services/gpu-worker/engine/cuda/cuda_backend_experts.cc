@@ -116,17 +116,18 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
                          cudaMemcpyDeviceToDevice, stream_.get()),
          "imposed routing");
   }
+  int n_cpu = 0;  // of the experts that are not in VRAM
   if (streams) {
+    HEARTH_ASSIGN_OR_RETURN(n_cpu, experts_.PlanStreamed(routing.layer, n, stream_.get()));
+  }
+  const bool asks = !streams || n_cpu > 0;
+  if (asks) {
+    DispatchPrompt(routing, width, streams, h);
+  } else {
     Keep(BeatCuda(misses_.exchange(), stream_.get()), "heartbeat");
     Keep(cudaMemcpyAsync(ChoicesOf(routing), choice_ids_, static_cast<size_t>(n_places) * 4,
                          cudaMemcpyDeviceToHost, stream_.get()),
          "choices");
-  } else {
-    Keep(DispatchExpertsCuda({routing.layer, n, routing.top_k, width}, DispatchOf(routing, h),
-                             misses_.exchange(), places_, is_here_, ChoicesOf(routing),
-                             stream_.get()),
-         "dispatch");
-    RecordDispatched();
   }
   if (can_cache) {
     ExpertsShape shape = experts_.layout().shape;
@@ -144,7 +145,7 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
     if (streams) {
       Keep(experts_.ForEachStreamed(routing.layer, stream_.get(), run), "streamed experts");
     }
-    Keep(CombinePlacesCuda(n, routing.top_k, width, choice_ids_, streams ? nullptr : is_here_,
+    Keep(CombinePlacesCuda(n, routing.top_k, width, choice_ids_, asks ? is_here_ : nullptr,
                            products_, out, stream_.get()),
          "combining");
   } else {
@@ -153,9 +154,35 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
          "memset");
   }
   AddShared(shared, width, h, out);
-  if (streams) return error();
+  if (!asks) return error();
   Await(width, out);
-  return ServeUntilDispatched();
+  const MissServer::Counts before = misses_.counts();
+  HEARTH_RETURN_IF_ERROR(ServeUntilDispatched());
+  if (streams) {
+    const MissServer::Counts& now = misses_.counts();
+    experts_.LearnCpu(n, static_cast<int>(now.experts - before.experts),
+                      now.seconds - before.seconds);
+  }
+  return absl::OkStatus();
+}
+
+// Asks the CPU for a prompt's experts that are neither here nor on their way.
+void CudaBackend::DispatchPrompt(const Routing& routing, int width, bool streams, const float* h) {
+  const int n = rows_.total();
+  DispatchShape shape{routing.layer, n, routing.top_k, width};
+  DispatchInputs inputs = DispatchOf(routing, h);
+  if (streams) {
+    inputs.slots = experts_.PromptSlots(routing.layer);
+    shape.has_rows = true;
+    Keep(cudaMemcpyAsync(misses_.exchange().h, h,
+                         static_cast<size_t>(n) * static_cast<size_t>(width) * sizeof(float),
+                         cudaMemcpyDeviceToHost, stream_.get()),
+         "rows for the CPU");
+  }
+  Keep(DispatchExpertsCuda(shape, inputs, misses_.exchange(), places_, is_here_, ChoicesOf(routing),
+                           stream_.get()),
+       "dispatch");
+  RecordDispatched();
 }
 
 }  // namespace hearth::worker

@@ -77,16 +77,18 @@ absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* expert
   HEARTH_RETURN_IF_ERROR(MakeOps());
   HEARTH_ASSIGN_OR_RETURN(
       misses_,
-      MissServer::Create({.max_rows = shapes.backend.exchange_rows,
+      MissServer::Create({.max_rows = options_.divide_misses ? shapes.backend.max_rows
+                                                             : shapes.backend.exchange_rows,
                           .top_k = config_.experts_per_token,
+                          .n_experts = config_.n_experts,
                           .width = config_.hidden_size,
                           .await_nanoseconds = static_cast<uint64_t>(options_.expert_wait.count())},
                          ops_.get(), parallel_.get(), experts));
   const bool by_profile = options_.cache_policy == "profile";  // there are no counts yet
-  HEARTH_ASSIGN_OR_RETURN(
-      experts_, DeviceExperts::Create(config_, layout, experts, plan.n_slots,
-                                      by_profile ? "" : options_.cache_policy, options_.zero_copy,
-                                      weights_.mtp.has_value()));
+  HEARTH_ASSIGN_OR_RETURN(experts_,
+                          DeviceExperts::Create(config_, layout, experts, plan.n_slots,
+                                                by_profile ? "" : options_.cache_policy,
+                                                options_.divide_misses, weights_.mtp.has_value()));
   HEARTH_ASSIGN_OR_RETURN(backend_,
                           CudaBackend::Create(config_, shapes.backend, &device_weights_, state_,
                                               experts_.get(), misses_.get(), options_.routing));

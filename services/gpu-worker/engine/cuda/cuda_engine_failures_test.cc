@@ -67,7 +67,7 @@ TEST_F(CudaEngineFailures, ExhaustedPagesRefuseTheStepAndChangeNothing) {
 
 // As decode steps, as prompts that the CPU helps with and as prompts whose experts are streamed.
 TEST_F(CudaEngineFailures, AnExpertThatCannotBeHadFailsTheStepAndTheNextWorks) {
-  const auto engine = Make({.expert_slots = 0, .zero_copy = false});
+  const auto engine = Make({.expert_slots = 0, .divide_misses = false});
   ASSERT_NE(engine, nullptr);
   for (const int n : {1, 30, 300}) {
     SCOPED_TRACE(n);
@@ -104,7 +104,7 @@ TEST_F(CudaEngineFailures, ExpertsThatCannotBeHadLeaveTheOthersTheirSlots) {
 }
 
 TEST_F(CudaEngineFailures, AnInterruptEndsTheStepAndTheNextWorks) {
-  const auto engine = Make({.expert_slots = 0, .zero_copy = false});
+  const auto engine = Make({.expert_slots = 0, .divide_misses = false});
   ASSERT_NE(engine, nullptr);
   for (const int n : {1, 30}) {
     SCOPED_TRACE(n);
@@ -126,7 +126,7 @@ TEST_F(CudaEngineFailures, AnInterruptEndsTheStepAndTheNextWorks) {
 }
 
 TEST_F(CudaEngineFailures, SlowExpertsChangeNothing) {
-  const auto engine = Make({.expert_slots = 0, .zero_copy = false});
+  const auto engine = Make({.expert_slots = 0, .divide_misses = false});
   ASSERT_NE(engine, nullptr);
   ASSERT_OK_AND_ASSIGN(const Answer want, Run(*engine, 1));
   int n_gets = 0;
@@ -139,8 +139,8 @@ TEST_F(CudaEngineFailures, SlowExpertsChangeNothing) {
 }
 
 TEST_F(CudaEngineFailures, AWaitThatIsTooLongFailsTheStepAndTheNextWorks) {
-  const auto engine =
-      Make({.expert_slots = 0, .expert_wait = std::chrono::milliseconds(100), .zero_copy = false});
+  const auto engine = Make(
+      {.expert_slots = 0, .expert_wait = std::chrono::milliseconds(100), .divide_misses = false});
   ASSERT_NE(engine, nullptr);
   for (const int n : {1, 30}) {
     SCOPED_TRACE(n);

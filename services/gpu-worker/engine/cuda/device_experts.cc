@@ -16,8 +16,6 @@ namespace {
 
 // How long a decode step is taken to be, for the copies that the link can carry meanwhile.
 constexpr double kStepSeconds = 0.004;
-// After a prompt there is no hurry.
-constexpr int kAdmissionsAPrompt = 1024;
 // Experts whose copies are awaited together when the slots are filled: 200 MB of the 80B model.
 constexpr ptrdiff_t kFilledTogether = 128;
 
@@ -28,13 +26,15 @@ PolicyOptions PolicyOfThisMachine() {
 }
 
 DeviceExperts::DeviceExperts(const ModelConfig& config, const SlotLayout& layout,
-                             ExpertSource* experts, bool with_mtp)
+                             ExpertSource* experts, bool divides, bool with_mtp)
     : n_model_layers_(config.n_layers),
       n_layers_(config.n_layers + (with_mtp ? 1 : 0)),
       n_experts_(config.n_experts),
       layout_(layout),
       admissions_a_step_(AdmissionsPerStep(ThisMachinesRates(), layout.stride, kStepSeconds)),
-      experts_(*experts) {
+      divides_(divides),
+      experts_(*experts),
+      prompt_division_(ThisMachinesRates(), layout.stride) {
   for (const LayerConfig& layer : config.layers) has_experts_.push_back(layer.has_experts);
   has_experts_.resize(static_cast<size_t>(n_layers_), true);
   n_wanted_ = n_experts_ * std::ranges::count(has_experts_, true);
@@ -49,14 +49,15 @@ uint64_t DeviceExperts::ExtraBytes(const ModelConfig& config, const SlotLayout& 
                                    bool with_mtp) {
   const uint64_t n_keys = static_cast<uint64_t>(config.n_layers + (with_mtp ? 1 : 0)) *
                           static_cast<uint64_t>(config.n_experts);
-  return n_keys * (sizeof(PrefillExpert) + 2 * sizeof(void*)) +
+  return n_keys * (sizeof(PrefillExpert) + 3 * sizeof(void*)) +
          (layout.can_cache ? layout.stride * kGroup * kBuffers : 0);
 }
 
 absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(
     const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts, int64_t n_slots,
-    std::string_view policy, bool zero_copy, bool with_mtp) {
-  auto made = std::unique_ptr<DeviceExperts>(new DeviceExperts(config, layout, experts, with_mtp));
+    std::string_view policy, bool divides, bool with_mtp) {
+  auto made =
+      std::unique_ptr<DeviceExperts>(new DeviceExperts(config, layout, experts, divides, with_mtp));
   const auto n_keys = int64_t{made->n_layers_} * config.n_experts;
   const auto stride = static_cast<int64_t>(layout.stride);
   HEARTH_ASSIGN_OR_RETURN(
@@ -74,7 +75,7 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(
   HEARTH_RETURN_IF_ERROR(CudaStatus(made->table_.Allocate(n_keys), "the experts' table"));
   HEARTH_RETURN_IF_ERROR(CudaStatus(
       cudaMemset(made->table_.data(), 0, static_cast<size_t>(made->table_.bytes())), "memset"));
-  if (zero_copy && layout.can_cache) {
+  if (divides && layout.can_cache) {
     HEARTH_RETURN_IF_ERROR(
         CudaStatus(made->host_slots_.Allocate(n_keys), "the table of experts in RAM"));
     HEARTH_RETURN_IF_ERROR(made->MapSegment());
@@ -89,10 +90,15 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> DeviceExperts::Create(
       made->pinned_updates_.Allocate(static_cast<uint64_t>(n_keys) * sizeof(SlotUpdate)));
   HEARTH_RETURN_IF_ERROR(
       made->pinned_lists_.Allocate(static_cast<uint64_t>(n_keys) * sizeof(PrefillExpert)));
+  HEARTH_RETURN_IF_ERROR(CudaStatus(made->prompt_slots_.Allocate(n_keys), "the experts' places"));
+  HEARTH_RETURN_IF_ERROR(
+      made->pinned_prompt_slots_.Allocate(static_cast<uint64_t>(n_keys) * sizeof(void*)));
   made->n_cached_.resize(static_cast<size_t>(made->n_layers_));
+  made->n_streamed_.resize(static_cast<size_t>(made->n_layers_));
   made->n_listed_.resize(static_cast<size_t>(made->n_layers_));
   HEARTH_RETURN_IF_ERROR(CudaStatus(made->copies_.Create(), "a stream for copies"));
   for (int i = 0; i < kBuffers; ++i) {
+    HEARTH_RETURN_IF_ERROR(CudaStatus(made->began_[i].Create(), "an event"));
     HEARTH_RETURN_IF_ERROR(CudaStatus(made->staged_[i].Create(), "an event"));
     HEARTH_RETURN_IF_ERROR(CudaStatus(made->used_[i].Create(), "an event"));
   }
@@ -284,97 +290,6 @@ void DeviceExperts::EndDecode(std::span<const int32_t> choices, int n_rows, int 
   cache_->RecordStep(uses);
   Land(false);
   if (layout_.can_cache) Start(cache_->PlanAdmissions(admissions_a_step_));
-}
-
-void DeviceExperts::EndPrompt(std::span<const int32_t> choices, int n_rows, int top_k,
-                              bool was_streamed) {
-  const std::vector<ExpertUse>& uses = UsesOf(choices, n_rows, top_k);
-  if (was_streamed) {
-    for (const ExpertUse& use : uses) experts_.CountUse(use.layer, use.expert);
-  } else {
-    CountOnDevice();
-  }
-  cache_->RecordPrompt(uses, n_rows);
-  Land(false);
-  if (layout_.can_cache) Start(cache_->PlanAdmissions(kAdmissionsAPrompt));
-}
-
-absl::Status DeviceExperts::PrepareLists(bool stream_others, cudaStream_t stream) {
-  auto* lists = pinned_lists_.as<PrefillExpert>();
-  for (int layer = 0; layer < n_model_layers_; ++layer) {  // no prompt asks the head's
-    const auto l = static_cast<size_t>(layer);
-    if (!has_experts_[l]) continue;
-    const size_t first_key = l * static_cast<size_t>(n_experts_);
-    PrefillExpert* list = lists + first_key;
-    int n = 0;
-    for (int e = 0; e < n_experts_; ++e) {
-      const uint8_t* slot = host_table_[first_key + static_cast<size_t>(e)];
-      if (slot != nullptr) list[n++] = {slot, e};
-    }
-    n_cached_[l] = n;
-    for (int e = 0; stream_others && e < n_experts_; ++e) {
-      const size_t key = first_key + static_cast<size_t>(e);
-      if (host_table_[key] != nullptr) continue;
-      const std::span<const std::byte> packed = experts_.Packed(layer, e);
-      if (!Fits(packed)) {
-        return absl::UnavailableError(
-            absl::StrCat("layer ", layer, " expert ", e, " cannot be read from the store now"));
-      }
-      packed_[key] = packed.data();
-      list[n++] = {nullptr, e};
-    }
-    n_listed_[l] = n;
-  }
-  PlaceStreamed();
-  return CudaStatus(cudaMemcpyAsync(lists_.data(), lists, static_cast<size_t>(lists_.bytes()),
-                                    cudaMemcpyHostToDevice, stream),
-                    "the experts' lists");
-}
-
-// Where streamed experts will lie: buffers follow each other in turn over all layers.
-void DeviceExperts::PlaceStreamed() {
-  auto* lists = pinned_lists_.as<PrefillExpert>();
-  next_buffer_ = 0;
-  int buffer = 0;
-  for (int layer = 0; layer < n_layers_; ++layer) {
-    const auto l = static_cast<size_t>(layer);
-    PrefillExpert* list = lists + int64_t{layer} * n_experts_;
-    for (int first = n_cached_[l]; first < n_listed_[l]; first += kGroup) {
-      for (int i = first; i < std::min(first + kGroup, n_listed_[l]); ++i) {
-        list[i].slot = staging_.data() + (int64_t{buffer} * kGroup + i - first) *
-                                             static_cast<int64_t>(layout_.stride);
-      }
-      buffer = (buffer + 1) % kBuffers;
-    }
-  }
-}
-
-DeviceExperts::List DeviceExperts::Cached(int layer) const {
-  return {lists_.data() + int64_t{layer} * n_experts_, n_cached_[static_cast<size_t>(layer)]};
-}
-
-cudaError_t DeviceExperts::CopyGroup(int layer, int first, int n, int buffer) {
-  const PrefillExpert* list =
-      pinned_lists_.as<PrefillExpert>() + int64_t{layer} * n_experts_ + first;
-  const std::byte* const* packed = packed_.data() + int64_t{layer} * n_experts_;
-  uint8_t* to = staging_.data() + int64_t{buffer} * kGroup * static_cast<int64_t>(layout_.stride);
-  cudaError_t error = cudaStreamWaitEvent(copies_.get(), used_[buffer].get());
-  for (int i = 0; i < n && error == cudaSuccess;) {
-    // Experts that follow each other in the segment are one copy.
-    const std::byte* from = packed[list[i].expert];
-    int run = 1;
-    while (i + run < n &&
-           packed[list[i + run].expert] == from + static_cast<size_t>(run) * layout_.stride) {
-      ++run;
-    }
-    const size_t bytes = static_cast<size_t>(run - 1) * layout_.stride + layout_.bytes;
-    error = segment_.Copy(to + int64_t{i} * static_cast<int64_t>(layout_.stride), from, bytes,
-                          copies_.get());
-    pcie_bytes_ += bytes;
-    i += run;
-  }
-  if (error != cudaSuccess) return error;
-  return cudaEventRecord(staged_[buffer].get(), copies_.get());
 }
 
 }  // namespace hearth::worker

@@ -20,6 +20,7 @@
 #include "services/gpu-worker/engine/cuda/pinned_segment.h"
 #include "services/gpu-worker/engine/engine.h"
 #include "services/gpu-worker/experts/expert_cache.h"
+#include "services/gpu-worker/experts/prompt_division.h"
 #include "services/gpu-worker/ops/cuda/device.h"
 #include "services/gpu-worker/ops/cuda/exchange.h"
 #include "services/gpu-worker/ops/cuda/prefill_experts.h"
@@ -34,7 +35,7 @@ class DeviceExperts {
   // `n_slots` >= 0, plus what streaming needs. ResourceExhausted without the memory.
   static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(
       const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts, int64_t n_slots,
-      std::string_view policy, bool zero_copy, bool with_mtp);
+      std::string_view policy, bool divides, bool with_mtp);
   ~DeviceExperts();
 
   // Device bytes beyond the slots themselves: staging and tables.
@@ -70,8 +71,20 @@ class DeviceExperts {
   }
 
   // For a prefill: lists on the device of a layer's experts that are here, and streams of the
-  // others. PrepareLists must come first, between BeginStep and the step's ops.
+  // others. PrepareLists must come first, between BeginStep and the step's ops, and PlanStreamed
+  // before a layer's ForEachStreamed.
   absl::Status PrepareLists(bool stream_others, cudaStream_t stream);
+  // Leaves some of the layer's others to the CPU: returns how many.
+  absl::StatusOr<int> PlanStreamed(int layer, int n_rows, cudaStream_t stream);
+  // [E] on the device after PlanStreamed: where the layer's experts are or will be; null: the
+  // CPU's.
+  const uint8_t* const* PromptSlots(int layer) const {
+    return prompt_slots_.data() + int64_t{layer} * n_experts_;
+  }
+  // What the CPU's part of a streamed prompt took.
+  void LearnCpu(int n_rows, int n_experts, double seconds) {
+    prompt_division_.LearnCpu(n_rows, n_experts, seconds);
+  }
   struct List {
     const PrefillExpert* experts = nullptr;  // device
     int n = 0;
@@ -91,7 +104,7 @@ class DeviceExperts {
 
  private:
   DeviceExperts(const ModelConfig& config, const SlotLayout& layout, ExpertSource* experts,
-                bool with_mtp);
+                bool divides, bool with_mtp);
   struct Flight {
     std::vector<Admission> admissions;
     Event done;
@@ -114,13 +127,14 @@ class DeviceExperts {
   cudaError_t CopyGroup(int layer, int first, int n, int buffer);
   const std::vector<ExpertUse>& UsesOf(std::span<const int32_t> choices, int n_rows, int top_k);
   void CountOnDevice();
-  void PlaceStreamed();
+  void CountStreamed();
 
   // The model's, and the multi-token prediction head's one.
   const int n_model_layers_, n_layers_, n_experts_;
   std::vector<bool> has_experts_;
   const SlotLayout layout_;
   const int admissions_a_step_;
+  const bool divides_;  // misses between the CPU and the GPU
   ExpertSource& experts_;
   std::unique_ptr<ExpertCache> cache_;
 
@@ -134,11 +148,15 @@ class DeviceExperts {
   PinnedBuffer pinned_updates_;
   DeviceBuffer<PrefillExpert> lists_;  // [n_layers, E]: those here, then those to stream
   PinnedBuffer pinned_lists_;
-  std::vector<int> n_cached_, n_listed_;  // [n_layers]
+  std::vector<int> n_cached_, n_streamed_, n_listed_;  // [n_layers]: ends of the lists' parts
+  DeviceBuffer<const uint8_t*> prompt_slots_;          // [n_layers, E]
+  PinnedBuffer pinned_prompt_slots_;
+  PromptDivision prompt_division_;
   std::vector<const std::byte*> packed_;  // [n_layers, E]: where the listed to stream come from
 
   Stream copies_;
-  Event staged_[kBuffers], used_[kBuffers];
+  Event began_[kBuffers], staged_[kBuffers], used_[kBuffers];
+  int in_buffer_[kBuffers] = {};  // experts of its last copies
   int next_buffer_ = 0;
   std::deque<Flight> flights_;
   uint64_t generation_ = 0;
@@ -156,8 +174,8 @@ class DeviceExperts {
 template <typename Use>
 cudaError_t DeviceExperts::ForEachStreamed(int layer, cudaStream_t stream, const Use& use) {
   const auto l = static_cast<size_t>(layer);
-  for (int first = n_cached_[l]; first < n_listed_[l]; first += kGroup) {
-    const int n = std::min(kGroup, n_listed_[l] - first);
+  for (int first = n_cached_[l]; first < n_streamed_[l]; first += kGroup) {
+    const int n = std::min(kGroup, n_streamed_[l] - first);
     const int buffer = next_buffer_;
     next_buffer_ = (next_buffer_ + 1) % kBuffers;
     cudaError_t error = CopyGroup(layer, first, n, buffer);

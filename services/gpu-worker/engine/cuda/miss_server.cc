@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <span>
 
 #include "absl/strings/str_cat.h"
@@ -111,7 +112,7 @@ bool MissServer::ServeOne() {
   return true;
 }
 
-// Sorted by experts into misses_.
+// Into misses_.
 absl::Status MissServer::ReadRequest(Request* request) {
   const MissRequest asked = *exchange_.request;
   const int n_places = asked.n_rows * shape_.top_k;
@@ -126,9 +127,33 @@ absl::Status MissServer::ReadRequest(Request* request) {
     if (miss.place >= 0 && miss.place < n_places) continue;
     return absl::InternalError(absl::StrCat("the GPU asked for place ", miss.place));
   }
-  std::ranges::sort(misses_, [](const MissedPlace& a, const MissedPlace& b) {
-    return a.expert != b.expert ? a.expert < b.expert : a.place < b.place;
-  });
+  return SortMisses();
+}
+
+// By experts, each one's by places: into buckets first, since a prompt has thousands.
+absl::Status MissServer::SortMisses() {
+  first_of_.assign(static_cast<size_t>(shape_.n_experts) + 1, 0);
+  for (const MissedPlace& miss : misses_) {
+    if (miss.expert < 0 || miss.expert >= shape_.n_experts) {
+      return absl::InternalError(absl::StrCat("the GPU asked for expert ", miss.expert));
+    }
+    ++first_of_[static_cast<size_t>(miss.expert) + 1];
+  }
+  std::partial_sum(first_of_.begin(), first_of_.end(), first_of_.begin());
+  sorted_.resize(misses_.size());
+  for (const MissedPlace& miss : misses_) {
+    sorted_[first_of_[static_cast<size_t>(miss.expert)]++] = miss;
+  }
+  misses_.swap(sorted_);
+  const auto same_expert = [](const MissedPlace& a, const MissedPlace& b) {
+    return a.expert == b.expert;
+  };
+  for (auto begin = misses_.begin(); begin != misses_.end();) {
+    const auto end = std::find_if_not(
+        begin, misses_.end(), [&](const MissedPlace& miss) { return same_expert(miss, *begin); });
+    std::ranges::sort(begin, end, {}, &MissedPlace::place);
+    begin = end;
+  }
   return absl::OkStatus();
 }
 

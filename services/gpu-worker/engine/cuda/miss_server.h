@@ -25,6 +25,7 @@ class MissServer {
   struct Shape {
     int max_rows = 0;
     int top_k = 0;
+    int n_experts = 0;
     int width = 0;
     uint64_t await_nanoseconds = kAwaitNanoseconds;  // how long the GPU waits for an answer
   };
@@ -70,6 +71,7 @@ class MissServer {
     int layer = 0, n_rows = 0;
   };
   absl::Status ReadRequest(Request* request);
+  absl::Status SortMisses();
   absl::Status Compute(const Request& request);
 
   const Shape shape_;
@@ -84,7 +86,8 @@ class MissServer {
   absl::Status error_;  // since ServeUntil began
   Counts counts_;
   // Scratch.
-  std::vector<MissedPlace> misses_;
+  std::vector<MissedPlace> misses_, sorted_;
+  std::vector<size_t> first_of_;  // [E + 1]
   RouterChoice choice_;
   std::vector<ExpertWork> work_;
 };

@@ -58,8 +58,9 @@ class MissServerTest : public ::testing::Test {
                             .h = h_.data(),
                             .sums = sums_.data(),
                             .counters = nullptr};
-    server_ = MissServer::Over(exchange, {.max_rows = kMaxRows, .top_k = kTopK, .width = kWidth},
-                               &ops_, &parallel_, experts_.get());
+    server_ = MissServer::Over(
+        exchange, {.max_rows = kMaxRows, .top_k = kTopK, .n_experts = 64, .width = kWidth}, &ops_,
+        &parallel_, experts_.get());
   }
 
   // As the GPU does it: the ticket last.

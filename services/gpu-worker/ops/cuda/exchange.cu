@@ -7,6 +7,7 @@ namespace hearth::worker {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kFewRows = 8;  // whose blocks may all look for an answer
 enum Counter { kTicket, kMisses, kHeartbeat, kStepsDone, kTimedOut };
 static_assert(kTimedOut == kTimedOutCounter && kTimedOut + 1 == kExchangeCounters);
 
@@ -27,11 +28,13 @@ __device__ void AddTime(StepClock* clock, uint64_t now) {
 __device__ void Ask(const DispatchShape& shape, const Exchange& exchange, const float* h,
                     int n_misses) {
   const int thread = static_cast<int>(threadIdx.x);
-  if (n_misses > 0) {
+  if (n_misses > 0 && !shape.has_rows) {
     const int n = shape.n_rows * shape.width / 4;
     for (int i = thread; i < n; i += kThreads) {
       reinterpret_cast<float4*>(exchange.h)[i] = reinterpret_cast<const float4*>(h)[i];
     }
+  }
+  if (n_misses > 0) {
     __threadfence_system();
     __syncthreads();
   }
@@ -152,6 +155,28 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Returns whether there was something to wait for. One thread; fewer that look are better.
+__device__ bool WaitForAnswer(const Exchange& exchange) {
+  if (exchange.counters[kMisses] == 0) return false;
+  const uint32_t ticket = exchange.counters[kTicket];
+  const uint64_t start = Nanoseconds();
+  while (LoadAcquire(&exchange.request->answer) != ticket) {
+    if (Nanoseconds() - start < exchange.await_nanoseconds &&
+        __ldcv(&exchange.counters[kTimedOut]) == 0) {
+      continue;
+    }
+    exchange.counters[kTimedOut] = 1;
+    exchange.request->failed = 1;
+    break;
+  }
+  return true;
+}
+
+__global__ void WaitKernel(Exchange exchange) {
+  JoinChain();
+  WaitForAnswer(exchange);
+}
+
 // One block a row.
 __global__ void __launch_bounds__(kThreads)
     AwaitKernel(DispatchShape shape, Exchange exchange, float* out) {
@@ -162,17 +187,8 @@ __global__ void __launch_bounds__(kThreads)
     return;
   }
   if (threadIdx.x == 0) {
-    const uint32_t ticket = exchange.counters[kTicket];
     const uint64_t start = Nanoseconds();
-    while (LoadAcquire(&exchange.request->answer) != ticket) {
-      if (Nanoseconds() - start < exchange.await_nanoseconds &&
-          __ldcv(&exchange.counters[kTimedOut]) == 0) {
-        continue;
-      }
-      exchange.counters[kTimedOut] = 1;
-      exchange.request->failed = 1;
-      break;
-    }
+    WaitForAnswer(exchange);
     if (keeps_time) {
       const uint64_t now = Nanoseconds();
       exchange.clock->times.awaited += 1e-9 * static_cast<double>(now - start);
@@ -242,6 +258,11 @@ cudaError_t AwaitExpertsCuda(const DispatchShape& shape, const Exchange& exchang
                              cudaStream_t stream) {
   if (shape.n_rows < 0 || shape.width % 4 != 0) return cudaErrorInvalidValue;
   if (shape.n_rows == 0) return cudaSuccess;
+  if (shape.n_rows > kFewRows) {
+    const cudaError_t error =
+        Launch(WaitKernel, {.grid = dim3(1), .threads = 1, .stream = stream}, exchange);
+    if (error != cudaSuccess) return error;
+  }
   return Launch(
       AwaitKernel,
       {.grid = dim3(static_cast<unsigned>(shape.n_rows)), .threads = kThreads, .stream = stream},

@@ -80,6 +80,8 @@ struct DispatchShape {
   int n_rows = 0;
   int top_k = 0;
   int width = 0;
+  bool has_rows =
+      false;  // exchange.h holds the rows already: a copy of many is faster than a block
 };
 
 //   ids, weights [n_rows * top_k]  the router's, device
