@@ -34,7 +34,8 @@ DeviceExperts::DeviceExperts(const ModelConfig& config, const SlotLayout& layout
       admissions_a_step_(AdmissionsPerStep(ThisMachinesRates(), layout.stride, kStepSeconds)),
       divides_(divides),
       experts_(*experts),
-      prompt_division_(ThisMachinesRates(), layout.stride) {
+      prompt_division_(ThisMachinesRates(), layout.stride,
+                       uint64_t{2} * sizeof(float) * static_cast<uint64_t>(config.hidden_size)) {
   for (const LayerConfig& layer : config.layers) has_experts_.push_back(layer.has_experts);
   has_experts_.resize(static_cast<size_t>(n_layers_), true);
   n_wanted_ = n_experts_ * std::ranges::count(has_experts_, true);
