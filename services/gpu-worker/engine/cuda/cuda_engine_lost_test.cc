@@ -36,7 +36,7 @@ class CudaEngineLost : public CudaEngineTest {
   // An engine of which `slots` experts are in VRAM, and two sequences that have read something.
   void Begin(int64_t slots) {
     ASSERT_NO_FATAL_FAILURE(Open("tests/golden/tiny-a"));
-    engine_ = Make({.expert_slots = slots});
+    engine_ = Make({.expert_slots = slots, .divide_misses = false});  // the CPU is asked for all
     ASSERT_NE(engine_, nullptr);
     for (auto* sequence : {&first_, &second_}) {
       *sequence = engine_->NewSequence();
