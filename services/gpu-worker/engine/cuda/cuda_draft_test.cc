@@ -178,7 +178,7 @@ TEST_F(CudaDraftTest, AStepMayHoldDraftsOfAllNumbersAndPrompts) {
   std::vector<Sequence> states, alone;
   std::vector<Tokens> tokens;
   std::vector<StepItem> items;
-  const int n_drafts[] = {2, 0, 3, 1, 0, 1, 2, 3, 0};  // the last two have a prompt in front
+  const int n_drafts[] = {2, 0, 3, 1, 0, 1, 2, 0, 3};  // the last two have a prompt in front
   for (int s = 0; s < 9; ++s) {
     const bool has_prompt = s >= 7;
     tokens.push_back(Ids(n_drafts[s] + (has_prompt ? 12 : 1), 30 + s));
@@ -193,11 +193,20 @@ TEST_F(CudaDraftTest, AStepMayHoldDraftsOfAllNumbersAndPrompts) {
   ASSERT_OK(engine_->Step(items, &logits));
   Logits want;
   for (size_t s = 0; s < items.size(); ++s) {
+    // What comes before the drafts' token in a step of its own.
     StepItem item = items[s];
     item.state = alone[s].get();
-    StepLogits own;
-    ASSERT_OK(engine_->Step({&item, 1}, &own));
-    want.insert(want.end(), own.values.begin(), own.values.end());
+    const size_t n_first = item.n_drafts > 0 ? item.tokens.size() - 1 - item.n_drafts : 0;
+    for (const bool is_first : {true, false}) {
+      StepItem part = item;
+      part.tokens = is_first ? item.tokens.first(n_first) : item.tokens.subspan(n_first);
+      if (is_first) part.n_drafts = 0;
+      if (is_first && item.logits == LogitsWanted::kLast) part.logits = LogitsWanted::kNone;
+      if (part.tokens.empty()) continue;
+      StepLogits own;
+      ASSERT_OK(engine_->Step({&part, 1}, &own));
+      want.insert(want.end(), own.values.begin(), own.values.end());
+    }
   }
   EXPECT_EQ(logits.values, want);
   for (size_t s = 0; s < states.size(); ++s) {
@@ -284,17 +293,36 @@ TEST_F(CudaDraftTest, GuessesOftenAreWhatTheModelSays) {
 }
 
 // A page that was taken back becomes another sequence's; the next one in its place is another page.
+// Whoever steps alone is not in the second place, whose pages the device then still knows.
 TEST_F(CudaDraftTest, PagesThatWereTakenBackAreReadNoMore) {
   const auto prompt = Ids(62, 1), tokens = Ids(4, 2);
-  const auto state = After(prompt), want = After(prompt, Rows(tokens, 0, 1));
+  const auto first = After(Ids(5, 9)), state = After(prompt);
+  const auto want = After(prompt, Rows(tokens, 0, 1));
+  const auto both = [&](const Tokens& ids, int n_drafts) {
+    const StepItem items[] = {{first.get(), ids, LogitsWanted::kNone, n_drafts},
+                              {state.get(), ids, LogitsWanted::kAll, n_drafts}};
+    StepLogits logits;
+    EXPECT_OK(engine_->Step(items, &logits));
+    return std::move(logits.values);
+  };
   const int64_t free = engine_->pages_free();
-  Step(*state, tokens, 3);
+  both(tokens, 3);
   EXPECT_EQ(engine_->pages_free(), free - 1);
   engine_->Rollback(*state, 3);
+  engine_->Rollback(*first, 3);
   EXPECT_EQ(engine_->pages_free(), free);
+  // Now its one token has become 64 of a page; the next takes another page.
   const auto other = After(Ids(60, 3));
   EXPECT_EQ(engine_->pages_free(), free - 1);
-  for (const int32_t token : Ids(5, 4)) EXPECT_EQ(Step(*state, {token}), Step(*want, {token}));
+  const auto more = Ids(4, 4);
+  EXPECT_EQ(both(more, 3), [&] {
+    Logits all;
+    for (const int32_t token : more) {
+      const Logits row = Step(*want, {token});
+      all.insert(all.end(), row.begin(), row.end());
+    }
+    return all;
+  }());
   ExpectSame(*state, *want);
 }
 
