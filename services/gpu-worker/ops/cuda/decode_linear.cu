@@ -62,11 +62,13 @@ __device__ float4 NormWeight(const Args& args) {
 __device__ void WriteSums(const Args& args, const Job& job, int64_t group, int width,
                           const Partial& partial) {
   const int per_block = kWarps / job.split;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < per_block * kMmaRows * kWidth; i += kThreads) {
     const int unit = i / (kMmaRows * kWidth), t = i / kWidth % kMmaRows, r = i % kWidth;
     const int64_t row = (group * per_block + unit) * width + r;
     if (t >= args.n_rows || r >= width || row >= job.out) continue;
     float sum = 0;
+#pragma unroll 4
     for (int w = 0; w < job.split; ++w) sum += partial[unit * job.split + w][t][r];
     job.y[t * job.out + row] = sum * job.factor;
   }
@@ -95,6 +97,7 @@ __device__ void TiledJob(const Args& args, const Job& job, uint8_t* shared, Part
   };
 
   // Stage 1: the first weights are under way while earlier kernels end and x is rounded.
+#pragma unroll 1
   for (int d = 0; d < kDepth; ++d) ask();
   float4 norm_weight;
   if constexpr (kIsNormed) norm_weight = NormWeight(args);
@@ -120,10 +123,12 @@ __device__ void TiledJob(const Args& args, const Job& job, uint8_t* shared, Part
   const DecodeLevels levels = job.levels;
   __syncthreads();  // orders x before its readers
 
+#pragma unroll 1
   for (int group = static_cast<int>(blockIdx.x) - job.first_block; group < n_groups;
        group += job.n_blocks) {
     // Stage 2: the warp's tiles. Strips past the last have sums that nobody reads.
     MmaSums sums;
+#pragma unroll 1
     for (int tile = first_tile; tile < n_tiles; tile += split) {
       const MmaTile<kBits> weights = pipe.Take();
       ask();
@@ -198,10 +203,13 @@ __device__ void Bf16Job(const Args& args, const Job& job, float* normed, Partial
   }
 
   bool is_loaded = true;
+#pragma unroll 1
   for (; group < n_groups; group += job.n_blocks) {
     // Stage 2: the lane's columns.
+#pragma unroll 1
     for (int first_row = 0; first_row < args.n_rows; first_row += kRows) {
       float acc[kRows * kBf16Outputs] = {};
+#pragma unroll 1
       for (int column = begin; column - lane * 8 < in; column += job.split * kTurn) {
         if (!is_loaded) load(group, column);
         // One turn a warp: its weights serve all rows.

@@ -127,10 +127,12 @@ __device__ inline void StageRounded(int n_rows, int in, Value value, Multiplier 
                                     const StagedRows& to) {
   constexpr int kAtOnce = 4;  // loads under way
   const int n = in / 4, step = static_cast<int>(blockDim.x);
+#pragma unroll 1
   for (int at = static_cast<int>(threadIdx.x); at - at % kWarp < n; at += step) {  // whole warps
     const bool has_any = at < n;
     const int block = has_any ? at / 16 : 0;
     const float by = has_any ? multiplier(block) : 0.f;
+#pragma unroll 1
     for (int first = 0; first < n_rows; first += kAtOnce) {
       float4 v[kAtOnce];
 #pragma unroll
@@ -154,13 +156,16 @@ template <typename RowOf>
 __device__ inline void StageCopies(int n_rows, int in, const RoundedRows& from, RowOf row_of,
                                    const StagedRows& to) {
   const int n_blocks = in / kColumnsATile, step = static_cast<int>(blockDim.x);
+#pragma unroll 1
   for (int row = 0; row < n_rows; ++row) {
     const int64_t block = row_of(row) * int64_t{n_blocks};
     const auto* words = reinterpret_cast<const uint4*>(from.words + block * 16);
     auto* target = reinterpret_cast<uint4*>(to.words);
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < n_blocks * 4; i += step) {
       target[(i / 4 * n_rows + row) * 4 + i % 4] = words[i];
     }
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < n_blocks; i += step) {
       to.scales[i * n_rows + row] = from.scales[block + i];
     }
