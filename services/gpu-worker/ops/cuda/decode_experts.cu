@@ -22,6 +22,12 @@ __device__ inline const uint8_t* SlotOf(const ExpertPlace& place) {
   return reinterpret_cast<const uint8_t*>(
       __ldcg(reinterpret_cast<const unsigned long long*>(&place.slot)));
 }
+// Asked for here, whenever it is used.
+__device__ inline float LoadFactor(const uint8_t* slot, const SlotMatrix& matrix) {
+  float value;
+  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(value) : "l"(slot + matrix.factor));
+  return value;
+}
 __device__ inline float FactorOf(const uint8_t* slot, const SlotMatrix& matrix, float scale) {
   return *reinterpret_cast<const float*>(slot + matrix.factor) / scale;
 }
@@ -108,6 +114,7 @@ __global__ void __launch_bounds__(kGateThreads, 4) GateUp(const __grid_constant_
   };
 #pragma unroll
   for (int d = 0; d < kGateDepth; ++d) load(first_tile + d * kGateSplit, raw[d]);
+  const float gate_factor = LoadFactor(slot, shape.gate), up_factor = LoadFactor(slot, shape.up);
   if constexpr (!kIsOne) __syncthreads();  // orders `members` before its readers
   const auto row_of = [&](int member) { return kIsOne ? 0 : members[member] / shape.top_k; };
   const StagedRows x = StagedIn(shared, n_members, shape.width);
@@ -145,13 +152,14 @@ __global__ void __launch_bounds__(kGateThreads, 4) GateUp(const __grid_constant_
     gate += partial[w][member][r];
     up += partial[kGateSplit + w][member][r];
   }
-  gate *= FactorOf(slot, shape.gate, args.levels.scale);
-  up *= FactorOf(slot, shape.up, args.levels.scale);
+  gate *= gate_factor / args.levels.scale;
+  up *= up_factor / args.levels.scale;
   args.act[int64_t{members[member]} * shape.inner + strip * kRowsATile + r] =
       gate / (1.f + expf(-gate)) * up;
 }
 
 constexpr int kDownWarps = 16, kDownThreads = kDownWarps * kWarp;
+constexpr int kDownDepth = 4;  // with five, registers overflow
 
 // One tile of a row's experts: null where the expert is not here.
 struct Unit {
@@ -160,8 +168,7 @@ struct Unit {
 };
 
 // One block: 16 outputs of one row. The warps take the tiles of all the row's experts in turn and
-// add them up as they come, each times its expert's weight. kDepth tiles are under way a warp.
-template <int kDepth>
+// add them up as they come, each times its expert's weight, kDownDepth of them under way.
 __global__ void __launch_bounds__(kDownThreads, 2) Down(const __grid_constant__ Args args) {
   extern __shared__ __align__(16) uint8_t shared[];
   __shared__ float partial[kDownWarps][kMmaRows][kRowsATile];
@@ -176,6 +183,8 @@ __global__ void __launch_bounds__(kDownThreads, 2) Down(const __grid_constant__ 
   const int n_act = shape.top_k * shape.inner;
   auto* const units = reinterpret_cast<Unit*>(shared);
   const StagedRows x = StagedIn(units + n_units, 1, n_act);
+  auto* const act = reinterpret_cast<float4*>(reinterpret_cast<uint8_t*>(units + n_units) +
+                                              StagedBytes(1, n_act));
 
   // Stage 1: where the row's tiles are. The places were there before the kernel that this one
   // follows had begun.
@@ -196,23 +205,27 @@ __global__ void __launch_bounds__(kDownThreads, 2) Down(const __grid_constant__ 
 
   // Stage 2: the first weights are under way while act is waited for and rounded.
   const int lane_codes = LaneCodes(lane), lane_scales = LaneScales(lane);
-  MmaTile<4> raw[kDepth];
+  MmaTile<4> raw[kDownDepth];
   const auto load = [&](int unit, MmaTile<4>& to) {
     const Unit at = unit < n_units ? units[unit] : Unit{nullptr, nullptr};
     LoadMmaTile(at.codes + lane_codes, at.scales + lane_scales, at.codes != nullptr, to);
   };
 #pragma unroll
-  for (int d = 0; d < kDepth; ++d) load(warp + d * kDownWarps, raw[d]);
+  for (int d = 0; d < kDownDepth; ++d) load(warp + d * kDownWarps, raw[d]);
   JoinChain();
-  const float* act = args.act + int64_t{row} * n_act;
+  // A thread's part of act comes all at once; that of an expert that is not here was never written.
+  const float* const from = args.act + int64_t{row} * n_act;
+#pragma unroll 1
+  for (int at = static_cast<int>(threadIdx.x); at < n_act / 4; at += kDownThreads) {
+    if (units[at * 4 / kColumnsATile].codes == nullptr) {
+      act[at] = make_float4(0.f, 0.f, 0.f, 0.f);
+    } else {
+      CopyAsync16(act + at, from + at * 4);
+    }
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
   StageRounded<4>(
-      1, n_act,
-      [&](int, int column) {
-        // That of an expert that is not here was never written.
-        return units[column / kColumnsATile].codes == nullptr
-                   ? make_float4(0.f, 0.f, 0.f, 0.f)
-                   : *reinterpret_cast<const float4*>(act + column);
-      },
+      1, n_act, [&](int, int column) { return act[column / 4]; },
       [&](int unit) { return weights[unit / n_tiles]; }, x);
   const MmaLane mine(lane, 1);
   const DecodeLevels levels = args.levels;
@@ -220,9 +233,10 @@ __global__ void __launch_bounds__(kDownThreads, 2) Down(const __grid_constant__ 
 
   // Stage 3: the warp's tiles.
   MmaSums sums;
-  for (int first = warp; first < n_units; first += kDepth * kDownWarps) {
-    AddMmaTiles<true>(raw, levels, x, first, kDownWarps, n_units, 1, mine, sums,
-                      [&](int d, MmaTile<4>& to) { load(first + (kDepth + d) * kDownWarps, to); });
+  for (int first = warp; first < n_units; first += kDownDepth * kDownWarps) {
+    AddMmaTiles<true>(
+        raw, levels, x, first, kDownWarps, n_units, 1, mine, sums,
+        [&](int d, MmaTile<4>& to) { load(first + (kDownDepth + d) * kDownWarps, to); });
   }
   StoreSums(sums, lane, 1, partial[warp]);
   __syncthreads();  // orders `partial` before its readers
@@ -261,12 +275,11 @@ cudaError_t DecodeExpertsCuda(const ExpertsShape& shape, const DecodeLevels& lev
              args);
   if (error != cudaSuccess) return error;
   const int64_t n_act = int64_t{shape.top_k} * shape.inner;
-  // All tiles of a row at once, for ten or eleven experts of 512.
-  return Launch(n_act <= 5 * kDownWarps * kColumnsATile ? Down<5> : Down<6>,
+  return Launch(Down,
                 {.grid = dim3(strips(shape.width), static_cast<unsigned>(shape.n_rows)),
                  .threads = kDownThreads,
                  .shared_bytes = static_cast<size_t>(n_act / kColumnsATile * sizeof(Unit) +
-                                                     StagedBytes(1, n_act)),
+                                                     StagedBytes(1, n_act) + n_act * 4),
                  .stream = stream},
                 args);
 }
