@@ -118,16 +118,22 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
   }
   int n_cpu = 0;  // of the experts that are not in VRAM
   if (streams) {
-    HEARTH_ASSIGN_OR_RETURN(n_cpu, experts_.PlanStreamed(routing.layer, n, stream_.get()));
+    Keep(cudaMemcpyAsync(ChoicesOf(routing), choice_ids_, static_cast<size_t>(n_places) * 4,
+                         cudaMemcpyDeviceToHost, stream_.get()),
+         "choices");
+    std::span<const int32_t> choices;
+    if (experts_.AwaitsChoices(n)) {
+      RecordDispatched();
+      HEARTH_RETURN_IF_ERROR(ServeUntilDispatched());
+      choices = {ChoicesOf(routing), static_cast<size_t>(n_places)};
+    }
+    HEARTH_ASSIGN_OR_RETURN(n_cpu, experts_.PlanStreamed(routing.layer, n, choices, stream_.get()));
   }
   const bool asks = !streams || n_cpu > 0;
   if (asks) {
     DispatchPrompt(routing, width, streams, h);
   } else {
     Keep(BeatCuda(misses_.exchange(), stream_.get()), "heartbeat");
-    Keep(cudaMemcpyAsync(ChoicesOf(routing), choice_ids_, static_cast<size_t>(n_places) * 4,
-                         cudaMemcpyDeviceToHost, stream_.get()),
-         "choices");
   }
   if (can_cache) {
     ExpertsShape shape = experts_.layout().shape;
@@ -156,13 +162,9 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
   AddShared(shared, width, h, out);
   if (!asks) return error();
   Await(width, out);
-  const MissServer::Counts before = misses_.counts();
+  const double before = misses_.counts().seconds;
   HEARTH_RETURN_IF_ERROR(ServeUntilDispatched());
-  if (streams) {
-    const MissServer::Counts& now = misses_.counts();
-    experts_.LearnCpu(n, static_cast<int>(now.experts - before.experts),
-                      now.seconds - before.seconds);
-  }
+  if (streams) experts_.LearnCpu(n, n_cpu, misses_.counts().seconds - before);
   return absl::OkStatus();
 }
 

@@ -236,6 +236,27 @@ TEST_F(CudaEngineDemo, ALongPromptWithStreamedExpertsIsReadAsInSmallPieces) {
   }
 }
 
+// A prompt that says the same again and again chooses few experts: once one of its size was seen,
+// only those are streamed.
+TEST_F(CudaEngineDemo, ALongPromptOfFewExpertsStreamsThoseOnly) {
+  CheckpointExperts plain(checkpoint_.get());
+  ASSERT_OK_AND_ASSIGN(const auto reference, Float32(*checkpoint_, &plain));
+  const std::vector<int32_t> prompt(300, Ids(1, 7).front());
+  ASSERT_OK_AND_ASSIGN(const Answer want, Continue(*reference, prompt, 2));
+  for (const bool divides : {false, true}) {
+    const auto engine = Make({.expert_slots = 0, .divide_misses = divides});
+    ASSERT_NE(engine, nullptr);
+    std::vector<uint64_t> copied = {0};
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_OK_AND_ASSIGN(const Answer got, Continue(*engine, prompt, 2, 4096, want.tokens));
+      EXPECT_LE(RelativeRms(got.logits, want.logits), kFastRms) << i;
+      copied.push_back(engine->expert_tier()->Statistics().work.pcie_bytes);
+    }
+    EXPECT_LT(copied[2] - copied[1], copied[1] / 2);
+    EXPECT_LT(copied[3] - copied[2], copied[1] / 2);
+  }
+}
+
 TEST_F(CudaEngineDemo, PoliciesChangeWhileItRuns) {
   CheckpointExperts plain(checkpoint_.get());
   ASSERT_OK_AND_ASSIGN(const auto reference, Float32(*checkpoint_, &plain));

@@ -38,6 +38,7 @@ DeviceExperts::DeviceExperts(const ModelConfig& config, const SlotLayout& layout
                        uint64_t{2} * sizeof(float) * static_cast<uint64_t>(config.hidden_size)) {
   for (const LayerConfig& layer : config.layers) has_experts_.push_back(layer.has_experts);
   has_experts_.resize(static_cast<size_t>(n_layers_), true);
+  needed_share_.fill(1);
   n_wanted_ = n_experts_ * std::ranges::count(has_experts_, true);
 }
 

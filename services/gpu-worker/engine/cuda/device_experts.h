@@ -6,6 +6,7 @@
 // starts, and what comes is entered when its copy has ended. Engine's thread only.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -74,8 +75,13 @@ class DeviceExperts {
   // others. PrepareLists must come first, between BeginStep and the step's ops, and PlanStreamed
   // before a layer's ForEachStreamed.
   absl::Status PrepareLists(bool stream_others, cudaStream_t stream);
-  // Leaves some of the layer's others to the CPU: returns how many.
-  absl::StatusOr<int> PlanStreamed(int layer, int n_rows, cudaStream_t stream);
+  // Whether prompts of so many rows lately needed so few of the experts that it is better to know
+  // a layer's choices before anything is streamed, though the link has nothing to do meanwhile.
+  bool AwaitsChoices(int n_rows) const;
+  // Of the layer's others streams those that are in `choices` (all if it is empty), but for some
+  // that are left to the CPU: returns how many.
+  absl::StatusOr<int> PlanStreamed(int layer, int n_rows, std::span<const int32_t> choices,
+                                   cudaStream_t stream);
   // [E] on the device after PlanStreamed: where the layer's experts are or will be; null: the
   // CPU's.
   const uint8_t* const* PromptSlots(int layer) const {
@@ -128,6 +134,7 @@ class DeviceExperts {
   const std::vector<ExpertUse>& UsesOf(std::span<const int32_t> choices, int n_rows, int top_k);
   void CountOnDevice();
   void CountStreamed();
+  void DropUnneeded(int layer, std::span<const int32_t> choices);
 
   // The model's, and the multi-token prediction head's one.
   const int n_model_layers_, n_layers_, n_experts_;
@@ -152,6 +159,9 @@ class DeviceExperts {
   DeviceBuffer<const uint8_t*> prompt_slots_;          // [n_layers, E]
   PinnedBuffer pinned_prompt_slots_;
   PromptDivision prompt_division_;
+  // By the bits of the number of rows: the share of the experts that such a prompt needed last.
+  std::array<double, 32> needed_share_;
+  std::vector<char> is_needed_;           // [E], scratch of PlanStreamed
   std::vector<const std::byte*> packed_;  // [n_layers, E]: where the listed to stream come from
 
   Stream copies_;

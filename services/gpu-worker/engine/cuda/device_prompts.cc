@@ -1,6 +1,7 @@
 // Experts of a prompt: those in VRAM, those that are streamed through staging buffers, and those
 // that are left to the CPU.
 #include <algorithm>
+#include <bit>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
@@ -12,6 +13,12 @@ namespace {
 
 // After a prompt there is no hurry.
 constexpr int kAdmissionsAPrompt = 1024;
+// Of all experts: a prompt that needs fewer waits for its choices.
+constexpr double kFewNeeded = 0.9;
+
+size_t Bits(int n_rows) {
+  return static_cast<size_t>(std::bit_width(static_cast<unsigned>(std::max(n_rows, 0)))) % 32;
+}
 
 }  // namespace
 
@@ -46,10 +53,30 @@ absl::Status DeviceExperts::PrepareLists(bool stream_others, cudaStream_t stream
                     "the experts' lists");
 }
 
+bool DeviceExperts::AwaitsChoices(int n_rows) const {
+  return needed_share_[Bits(n_rows)] < kFewNeeded;
+}
+
+// Of the others on the layer's list only those that are chosen stay.
+void DeviceExperts::DropUnneeded(int layer, std::span<const int32_t> choices) {
+  is_needed_.assign(static_cast<size_t>(n_experts_), 0);
+  for (const int32_t expert : choices) is_needed_[static_cast<size_t>(expert)] = 1;
+  PrefillExpert* list = pinned_lists_.as<PrefillExpert>() + int64_t{layer} * n_experts_;
+  int& end = n_listed_[static_cast<size_t>(layer)];
+  int n = n_cached_[static_cast<size_t>(layer)];
+  for (int i = n; i < end; ++i) {
+    if (is_needed_[static_cast<size_t>(list[i].expert)] != 0) list[n++] = list[i];
+  }
+  end = n;
+}
+
 // Streamed experts go to the buffers in turn; the CPU's are the last of the list.
-absl::StatusOr<int> DeviceExperts::PlanStreamed(int layer, int n_rows, cudaStream_t stream) {
+absl::StatusOr<int> DeviceExperts::PlanStreamed(int layer, int n_rows,
+                                                std::span<const int32_t> choices,
+                                                cudaStream_t stream) {
   const auto l = static_cast<size_t>(layer);
   const int64_t first_key = int64_t{layer} * n_experts_;
+  if (!choices.empty()) DropUnneeded(layer, choices);
   const int n_cpu = divides_ ? prompt_division_.CpuExperts(n_listed_[l] - n_cached_[l], n_rows) : 0;
   n_streamed_[l] = n_listed_[l] - n_cpu;
   PrefillExpert* list = pinned_lists_.as<PrefillExpert>() + first_key;
@@ -127,6 +154,8 @@ void DeviceExperts::EndPrompt(std::span<const int32_t> choices, int n_rows, int 
   const std::vector<ExpertUse>& uses = UsesOf(choices, n_rows, top_k);
   if (was_streamed) {
     CountStreamed();
+    const auto n_experts = static_cast<double>(std::ranges::count(has_experts_, true) * n_experts_);
+    needed_share_[Bits(n_rows)] = static_cast<double>(uses.size()) / n_experts;
   } else {
     CountOnDevice();
   }
