@@ -48,13 +48,18 @@ std::string ToText(const v1::ExpertCacheStatus& status) {
       "uses        %d, %.1f %% hits\n"
       "admissions  %d, evictions %d, failed %d; candidates not worth their copy %d, beyond a "
       "step's number %d\n"
-      "bytes       %.1f GB copied to the GPU, %.1f GB computed by the CPU\n",
+      "bytes       %.1f GB copied to the GPU, %.1f GB read by it in RAM, %.1f GB computed by the "
+      "CPU\n"
+      "CPU         computed for %.1f s, of which the GPU waited %.1f s; of misses that decode one "
+      "row the GPU reads %.1f %%\n",
       status.policy(), absl::StrJoin(status.policies(), ", "), slots,
       static_cast<double>(status.slot_bytes()) / (1 << 20), status.slots_resident(),
       status.slots_loading(), status.slots_free(), sums.hits + sums.misses, 100 * sums.hit_rate(),
       sums.admissions, sums.evictions, status.abandoned(), status.candidates_not_worth(),
       status.candidates_dropped(), static_cast<double>(status.pcie_bytes()) / 1e9,
-      static_cast<double>(status.cpu_bytes()) / 1e9);
+      static_cast<double>(status.zero_copy_bytes()) / 1e9,
+      static_cast<double>(status.cpu_bytes()) / 1e9, status.cpu_seconds(), status.awaited_seconds(),
+      100 * status.zero_copy_share());
   for (const v1::TierPart& part : status.parts()) {
     absl::StrAppendFormat(&text, "%-11s %-16s %10.1f MiB\n", part.tier(), part.component(),
                           static_cast<double>(part.bytes()) / (1 << 20));
@@ -84,7 +89,11 @@ json::object ToJson(const v1::ExpertCacheStatus& status) {
           {"slot_bytes", status.slot_bytes()},
           {"hit_rate", SumOf(status).hit_rate()},
           {"pcie_bytes", status.pcie_bytes()},
+          {"zero_copy_bytes", status.zero_copy_bytes()},
           {"cpu_bytes", status.cpu_bytes()},
+          {"cpu_seconds", status.cpu_seconds()},
+          {"awaited_seconds", status.awaited_seconds()},
+          {"zero_copy_share", status.zero_copy_share()},
           {"abandoned", status.abandoned()},
           {"candidates_not_worth", status.candidates_not_worth()},
           {"candidates_dropped", status.candidates_dropped()},

@@ -116,11 +116,11 @@ class Evaluation:
                 self.alone(cluster, f"{slots} slots, ")
             self.check_vram(slots, before, cluster.log_path)
 
-    @staticmethod
-    def change(cluster, policy):
+    def change(self, cluster, policy):
         try:
             cluster.hearth("cache", "policy", policy)
         except RuntimeError as error:
+            cluster.chat(self.rows[0]["prompt"])  # counts are collected while steps run
             raise ValueError(error) from error
         return True
 

@@ -35,7 +35,11 @@ v1::ExpertCacheStatus ToProto(const TierStatistics& statistics) {
     layer->set_evictions(cache.layers[i].evictions);
   }
   status.set_pcie_bytes(statistics.work.pcie_bytes);
+  status.set_zero_copy_bytes(statistics.work.in_place_bytes);
   status.set_cpu_bytes(statistics.work.cpu_bytes);
+  status.set_cpu_seconds(statistics.work.cpu_seconds);
+  status.set_awaited_seconds(statistics.work.awaited_seconds);
+  status.set_zero_copy_share(statistics.work.zero_copy_share);
   status.set_abandoned(cache.abandoned);
   status.set_candidates_not_worth(cache.candidates_not_worth);
   status.set_candidates_dropped(cache.candidates_dropped);

@@ -18,8 +18,11 @@ prometheus::Family<prometheus::Gauge>& Gauges(prometheus::Registry& registry,
   return prometheus::BuildGauge().Name(name).Help(help).Register(registry);
 }
 
+void RaiseTo(prometheus::Counter& counter, double value) {
+  counter.Increment(value - counter.Value());
+}
 void RaiseTo(prometheus::Counter& counter, uint64_t value) {
-  counter.Increment(static_cast<double>(value) - counter.Value());
+  RaiseTo(counter, static_cast<double>(value));
 }
 
 // What the CPU read where nothing is cached: each use is of an expert of the mean size.
@@ -40,8 +43,13 @@ ExpertCacheMetrics::ExpertCacheMetrics(prometheus::Registry& registry)
                            "Experts copied into the GPU's memory")),
       evictions_(Counters(registry, "hearth_expert_cache_evictions_total",
                           "Experts that gave up their slot")),
-      bytes_(Counters(registry, "hearth_expert_bytes_total",
-                      "Bytes of experts copied to the GPU (pcie) and computed from RAM (cpu)")),
+      bytes_(
+          Counters(registry, "hearth_expert_bytes_total",
+                   "Bytes of experts copied to the GPU (pcie), read by it in RAM (zero_copy) and "
+                   "computed from RAM (cpu)")),
+      seconds_(Counters(registry, "hearth_expert_cpu_seconds_total",
+                        "Time in which the CPU computed experts for the GPU, and in which the GPU "
+                        "waited for it in decode steps")),
       slots_(Gauges(registry, "hearth_expert_cache_slots", "Slots of the expert cache")),
       policies_(Gauges(registry, "hearth_expert_cache_policy", "1 for the policy in force")),
       tier_bytes_(Gauges(registry, "hearth_tier_bytes", "Bytes that a tier holds")) {}
@@ -75,7 +83,10 @@ void ExpertCacheMetrics::Refresh(const ExpertTier* tier, const AttachedExperts& 
   ShowLayers(cache.layers);
   ShowPolicy(std::string(cache.policy));
   RaiseTo(bytes_.Add({{"path", "pcie"}}), statistics.work.pcie_bytes);
+  RaiseTo(bytes_.Add({{"path", "zero_copy"}}), statistics.work.in_place_bytes);
   RaiseTo(bytes_.Add({{"path", "cpu"}}), statistics.work.cpu_bytes);
+  RaiseTo(seconds_.Add({{"kind", "computed"}}), statistics.work.cpu_seconds);
+  RaiseTo(seconds_.Add({{"kind", "awaited"}}), statistics.work.awaited_seconds);
   slots_.Add({{"state", "free"}}).Set(cache.slots_free);
   slots_.Add({{"state", "loading"}}).Set(cache.slots_loading);
   slots_.Add({{"state", "resident"}}).Set(cache.slots_resident);

@@ -22,7 +22,8 @@ class ExpertCacheMetrics {
   void ShowLayers(const std::vector<LayerCounts>& layers);
   void ShowPolicy(const std::string& policy);
 
-  prometheus::Family<prometheus::Counter>&hits_, &misses_, &admissions_, &evictions_, &bytes_;
+  prometheus::Family<prometheus::Counter>&hits_, &misses_, &admissions_, &evictions_, &bytes_,
+      &seconds_;
   prometheus::Family<prometheus::Gauge>&slots_, &policies_, &tier_bytes_;
   prometheus::Gauge* policy_ = nullptr;  // of policies_: the one that is 1
 };

@@ -207,7 +207,12 @@ TEST_F(ServiceTest, ExpertCacheIsShownAndItsPolicyChanged) {
   (*cache)->RecordStep(uses);
   (*cache)->Publish((*cache)->PlanAdmissions(1)[0]);
   (*cache)->RecordStep(uses);
-  board.Sync(cache->get(), {.pcie_bytes = 1000, .cpu_bytes = 3000});
+  board.Sync(cache->get(), {.pcie_bytes = 1000,
+                            .in_place_bytes = 2000,
+                            .cpu_bytes = 3000,
+                            .cpu_seconds = 0.5,
+                            .awaited_seconds = 0.25,
+                            .zero_copy_share = 0.125});
   model_.expert_tier = &board;
   Serve();
   const auto change = [&](const std::string& policy) {
@@ -235,7 +240,11 @@ TEST_F(ServiceTest, ExpertCacheIsShownAndItsPolicyChanged) {
   EXPECT_EQ(status.layers(1).misses(), 3u);
   EXPECT_EQ(status.layers(1).admissions(), 1u);
   EXPECT_EQ(status.pcie_bytes(), 1000u);
+  EXPECT_EQ(status.zero_copy_bytes(), 2000u);
   EXPECT_EQ(status.cpu_bytes(), 3000u);
+  EXPECT_EQ(status.cpu_seconds(), 0.5);
+  EXPECT_EQ(status.awaited_seconds(), 0.25);
+  EXPECT_EQ(status.zero_copy_share(), 0.125);
   EXPECT_EQ(status.parts(0).component(), "expert cache");
   EXPECT_EQ(status.candidates_dropped(), 1u);
 

@@ -76,11 +76,21 @@ TEST_F(WorkerMetricsTest, ExpertCacheIsCountedByLayer) {
   (*cache)->RecordStep(uses);
   (*cache)->Publish((*cache)->PlanAdmissions(1)[0]);
   (*cache)->RecordStep(uses);
-  board.Sync(cache->get(), {.pcie_bytes = 1000, .cpu_bytes = 3000});
+  board.Sync(cache->get(), {.pcie_bytes = 1000,
+                            .in_place_bytes = 2000,
+                            .cpu_bytes = 3000,
+                            .cpu_seconds = 0.5,
+                            .awaited_seconds = 0.25,
+                            .zero_copy_share = 0.125});
   const AttachedExperts experts(2, 4);
   metrics_.Refresh(state_, &experts, &board);
   ASSERT_OK(board.SetPolicy("prompt"));
-  board.Sync(cache->get(), {.pcie_bytes = 1000, .cpu_bytes = 3000});
+  board.Sync(cache->get(), {.pcie_bytes = 1000,
+                            .in_place_bytes = 2000,
+                            .cpu_bytes = 3000,
+                            .cpu_seconds = 0.5,
+                            .awaited_seconds = 0.25,
+                            .zero_copy_share = 0.125});
   metrics_.Refresh(state_, &experts, &board);  // counts are not added twice
   const std::string text = RenderMetrics(*metrics_.registry());
   for (const char* line : {
@@ -90,7 +100,10 @@ TEST_F(WorkerMetricsTest, ExpertCacheIsCountedByLayer) {
            "hearth_expert_cache_admissions_total{layer=\"1\"} 1\n",
            "hearth_expert_cache_evictions_total{layer=\"1\"} 0\n",
            "hearth_expert_bytes_total{path=\"pcie\"} 1000\n",
+           "hearth_expert_bytes_total{path=\"zero_copy\"} 2000\n",
            "hearth_expert_bytes_total{path=\"cpu\"} 3000\n",
+           "hearth_expert_cpu_seconds_total{kind=\"computed\"} 0.5\n",
+           "hearth_expert_cpu_seconds_total{kind=\"awaited\"} 0.25\n",
            "hearth_expert_cache_slots{state=\"free\"} 2\n",
            "hearth_expert_cache_slots{state=\"resident\"} 1\n",
            "hearth_expert_cache_slots{state=\"loading\"} 0\n",
