@@ -115,7 +115,7 @@ OpCase ExpertsCase(const std::shared_ptr<Shared>& shared, int n_rows) {
   auto random = std::make_shared<std::mt19937>(3);
   const auto run = [=] {
     choice->ids.clear();
-    choice->weights.assign(static_cast<size_t>(n_rows * kTopK), 0.1f);
+    choice->weights.assign(static_cast<size_t>(n_rows) * kTopK, 0.1f);
     std::vector<worker::ExpertWork> work(512);
     for (int32_t place = 0; place < n_rows * kTopK; ++place) {
       const auto id = static_cast<int32_t>((*random)() % 512);

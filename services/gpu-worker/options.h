@@ -14,15 +14,15 @@ namespace hearth::worker {
 struct CommandLine {
   std::filesystem::path model;
   std::filesystem::path run_dir;
-  std::string store;             // "unix:RUN/store.sock"
-  std::string listen;            // "unix:RUN/worker.sock"
-  std::string metrics_listen;    // empty: no metrics port
-  std::string model_name;        // empty: the model folder's name
-  std::string backend = "cpu";   // "cpu" or "cuda": "auto" is decided by ParseCommandLine
-  uint64_t vram_bytes = 0;       // 0: what is free less a reserve
-  int64_t expert_slots = -1;     // -1: as many as fit
-  std::string cache_policy;      // empty: the default
-  std::string kv_type = "bf16";  // or "int8", with CUDA
+  std::string store;                 // "unix:RUN/store.sock"
+  std::string listen;                // "unix:RUN/worker.sock"
+  std::string metrics_listen;        // empty: no metrics port
+  std::string model_name;            // empty: the model folder's name
+  std::string backend = "cpu";       // "cpu" or "cuda": "auto" is decided by ParseCommandLine
+  uint64_t vram_bytes = 0;           // 0: what is free less a reserve
+  int64_t expert_slots = -1;         // -1: as many as fit
+  std::string cache_policy;          // empty: the default
+  std::string kv_type = "bf16";      // or "int8", with CUDA
   std::string divide_misses = "on";  // or "off", with CUDA
   int n_threads = 0;
   bool exact = false;

@@ -103,8 +103,8 @@ struct EngineOptions {
   std::string cache_policy = {};
   // How long a step waits for the CPU's experts before it fails (Internal).
   std::chrono::nanoseconds expert_wait = std::chrono::seconds(20);
-  // Of the experts that are missed in VRAM the GPU reads some over PCIe where they lie (decode), the
-  // CPU computes some while others are streamed (prompts): shares that follow measured times.
+  // Of the experts that are missed in VRAM the GPU reads some over PCIe where they lie (decode),
+  // the CPU computes some while others are streamed (prompts): shares that follow measured times.
   // Without, decode's are the CPU's and long prompts' the GPU's, and a step computes the same bits
   // each time.
   bool divide_misses = true;

@@ -12,7 +12,7 @@ namespace {
 
 using ::testing::DoubleNear;
 
-LineSums Points(const Line& line, std::vector<int> xs) {
+LineSums Points(const Line& line, const std::vector<int>& xs) {
   LineSums sums;
   for (const int x : xs) AddPoint(x, line.start + x * line.slope, &sums);
   return sums;

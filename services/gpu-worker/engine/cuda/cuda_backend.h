@@ -150,6 +150,9 @@ class CudaBackend final : public Backend {
   int32_t* ChoicesOf(const Routing& routing) const;
   const int32_t* ImposedOf(const Routing& routing) const;
   void RecordDispatched();
+  absl::StatusOr<int> PlanStreamed(const Routing& routing);
+  void RunPromptExperts(const Routing& routing, int width, bool streams, bool asks, const float* h,
+                        float* out);
   void DispatchPrompt(const Routing& routing, int width, bool streams, const float* h);
   void AddShared(const SharedExpert& shared, int width, const float* h, float* out);
   void Await(int width, float* out);

@@ -118,16 +118,7 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
   }
   int n_cpu = 0;  // of the experts that are not in VRAM
   if (streams) {
-    Keep(cudaMemcpyAsync(ChoicesOf(routing), choice_ids_, static_cast<size_t>(n_places) * 4,
-                         cudaMemcpyDeviceToHost, stream_.get()),
-         "choices");
-    std::span<const int32_t> choices;
-    if (experts_.AwaitsChoices(n)) {
-      RecordDispatched();
-      HEARTH_RETURN_IF_ERROR(ServeUntilDispatched());
-      choices = {ChoicesOf(routing), static_cast<size_t>(n_places)};
-    }
-    HEARTH_ASSIGN_OR_RETURN(n_cpu, experts_.PlanStreamed(routing.layer, n, choices, stream_.get()));
+    HEARTH_ASSIGN_OR_RETURN(n_cpu, PlanStreamed(routing));
   }
   const bool asks = !streams || n_cpu > 0;
   if (asks) {
@@ -135,30 +126,7 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
   } else {
     Keep(BeatCuda(misses_.exchange(), stream_.get()), "heartbeat");
   }
-  if (can_cache) {
-    ExpertsShape shape = experts_.layout().shape;
-    shape.n_rows = n;
-    Keep(GroupPlacesCuda(static_cast<int>(n_places), routing.n_experts, choice_ids_, groups_,
-                         stream_.get()),
-         "grouping");
-    Keep(ToHalfRowsCuda(n, width, h, half_rows_, stream_.get()), "rows");
-    const PrefillPlaces places{groups_, half_rows_, choice_weights_, expert_act_, products_};
-    const auto run = [&](const DeviceExperts::List& list) {
-      if (list.n == 0) return cudaSuccess;
-      return PrefillExpertsCuda(shape, list.experts, list.n, places, stream_.get());
-    };
-    Keep(run(experts_.Cached(routing.layer)), "experts of a prefill");
-    if (streams) {
-      Keep(experts_.ForEachStreamed(routing.layer, stream_.get(), run), "streamed experts");
-    }
-    Keep(CombinePlacesCuda(n, routing.top_k, width, choice_ids_, asks ? is_here_ : nullptr,
-                           products_, out, stream_.get()),
-         "combining");
-  } else {
-    Keep(cudaMemsetAsync(out, 0, static_cast<size_t>(n) * static_cast<size_t>(width) * 4,
-                         stream_.get()),
-         "memset");
-  }
+  RunPromptExperts(routing, width, streams, asks, h, out);
   AddShared(shared, width, h, out);
   if (!asks) return error();
   Await(width, out);
@@ -166,6 +134,50 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
   HEARTH_RETURN_IF_ERROR(ServeUntilDispatched());
   if (streams) experts_.LearnCpu(n, n_cpu, misses_.counts().seconds - before);
   return absl::OkStatus();
+}
+
+// The prompt's experts that are in VRAM or streamed to it: their sums to out.
+void CudaBackend::RunPromptExperts(const Routing& routing, int width, bool streams, bool asks,
+                                   const float* h, float* out) {
+  const int n = rows_.total();
+  if (!experts_.layout().can_cache) {
+    return Keep(cudaMemsetAsync(out, 0, static_cast<size_t>(n) * static_cast<size_t>(width) * 4,
+                                stream_.get()),
+                "memset");
+  }
+  ExpertsShape shape = experts_.layout().shape;
+  shape.n_rows = n;
+  Keep(GroupPlacesCuda(n * routing.top_k, routing.n_experts, choice_ids_, groups_, stream_.get()),
+       "grouping");
+  Keep(ToHalfRowsCuda(n, width, h, half_rows_, stream_.get()), "rows");
+  const PrefillPlaces places{groups_, half_rows_, choice_weights_, expert_act_, products_};
+  const auto run = [&](const DeviceExperts::List& list) {
+    if (list.n == 0) return cudaSuccess;
+    return PrefillExpertsCuda(shape, list.experts, list.n, places, stream_.get());
+  };
+  Keep(run(experts_.Cached(routing.layer)), "experts of a prefill");
+  if (streams) {
+    Keep(experts_.ForEachStreamed(routing.layer, stream_.get(), run), "streamed experts");
+  }
+  Keep(CombinePlacesCuda(n, routing.top_k, width, choice_ids_, asks ? is_here_ : nullptr, products_,
+                         out, stream_.get()),
+       "combining");
+}
+
+// The choices to the host, which waits for them if few experts are expected; how many of those that
+// are not in VRAM are the CPU's.
+absl::StatusOr<int> CudaBackend::PlanStreamed(const Routing& routing) {
+  const auto n_places = static_cast<size_t>(rows_.total()) * static_cast<size_t>(routing.top_k);
+  Keep(cudaMemcpyAsync(ChoicesOf(routing), choice_ids_, n_places * 4, cudaMemcpyDeviceToHost,
+                       stream_.get()),
+       "choices");
+  std::span<const int32_t> choices;
+  if (experts_.AwaitsChoices(rows_.total())) {
+    RecordDispatched();
+    HEARTH_RETURN_IF_ERROR(ServeUntilDispatched());
+    choices = {ChoicesOf(routing), n_places};
+  }
+  return experts_.PlanStreamed(routing.layer, rows_.total(), choices, stream_.get());
 }
 
 // Asks the CPU for a prompt's experts that are neither here nor on their way.

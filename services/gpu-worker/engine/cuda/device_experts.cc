@@ -193,7 +193,7 @@ bool DeviceExperts::StartCopy(const Admission& admission) {
   return true;
 }
 
-void DeviceExperts::Start(std::vector<Admission> admissions) {
+void DeviceExperts::Start(std::span<const Admission> admissions) {
   if (admissions.empty()) return;
   Flight flight;
   const bool has_event = flight.done.Create() == cudaSuccess;
@@ -249,7 +249,7 @@ const std::vector<ExpertUse>& DeviceExperts::UsesOf(std::span<const int32_t> cho
                                                     int top_k) {
   uses_.clear();
   in_place_.clear();
-  const auto n_places = static_cast<size_t>(n_rows * top_k);
+  const auto n_places = static_cast<size_t>(n_rows) * static_cast<size_t>(top_k);
   for (int layer = 0; layer < n_layers_; ++layer) {
     if (!has_experts_[static_cast<size_t>(layer)]) continue;
     const auto chosen = choices.subspan(static_cast<size_t>(layer) * n_places, n_places);

@@ -129,7 +129,7 @@ class DeviceExperts {
   absl::Status MapSegment();
   void Fill();
   void Land(bool wait);
-  void Start(std::vector<Admission> admissions);
+  void Start(std::span<const Admission> admissions);
   cudaError_t CopyGroup(int layer, int first, int n, int buffer);
   const std::vector<ExpertUse>& UsesOf(std::span<const int32_t> choices, int n_rows, int top_k);
   void CountOnDevice();
