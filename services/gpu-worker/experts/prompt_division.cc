@@ -11,9 +11,11 @@ namespace {
 constexpr double kOfEqual = 0.95, kOfSecond = 0.75;
 // Until it was measured, the CPU is taken to need as long again for every so many rows.
 constexpr double kRowsOfARead = 512;
-// The time that must be left of that without the CPU, and after how many layers without it its line
-// is thrown away: it may have been a bad moment.
-constexpr double kGain = 0.97;
+// The time that must be left, by these lines, of that without the CPU: they see neither the host's
+// work between the layers nor that both read RAM, and 0.6 came as 0.81, 0.84 as 1.14
+// (docs/numbers/gpu.md). And after how many layers without it the CPU's line is thrown away: it may
+// have been a bad moment.
+constexpr double kGain = 0.8;
 constexpr int kTryAgain = 2000;
 constexpr double kNew = 0.25;   // weight of a copy's time
 constexpr double kKeep = 0.95;  // of the CPU's points, when one comes
