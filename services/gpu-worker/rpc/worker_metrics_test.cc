@@ -76,21 +76,17 @@ TEST_F(WorkerMetricsTest, ExpertCacheIsCountedByLayer) {
   (*cache)->RecordStep(uses);
   (*cache)->Publish((*cache)->PlanAdmissions(1)[0]);
   (*cache)->RecordStep(uses);
-  board.Sync(cache->get(), {.pcie_bytes = 1000,
-                            .in_place_bytes = 2000,
-                            .cpu_bytes = 3000,
-                            .cpu_seconds = 0.5,
-                            .awaited_seconds = 0.25,
-                            .zero_copy_share = 0.125});
+  const TierWork work = {.pcie_bytes = 1000,
+                         .in_place_bytes = 2000,
+                         .cpu_bytes = 3000,
+                         .cpu_seconds = 0.5,
+                         .awaited_seconds = 0.25,
+                         .zero_copy_share = 0.125};
+  board.Sync(cache->get(), work);
   const AttachedExperts experts(2, 4);
   metrics_.Refresh(state_, &experts, &board);
   ASSERT_OK(board.SetPolicy("prompt"));
-  board.Sync(cache->get(), {.pcie_bytes = 1000,
-                            .in_place_bytes = 2000,
-                            .cpu_bytes = 3000,
-                            .cpu_seconds = 0.5,
-                            .awaited_seconds = 0.25,
-                            .zero_copy_share = 0.125});
+  board.Sync(cache->get(), work);
   metrics_.Refresh(state_, &experts, &board);  // counts are not added twice
   const std::string text = RenderMetrics(*metrics_.registry());
   for (const char* line : {
