@@ -1,5 +1,5 @@
 """`hearth verify` on every reference case there is, with no, few and all experts in VRAM: in float32, and the tiny-* also fast (the
-others were made for odd shapes, of random weights on which rounded activations have no tolerance, or are too short a text). Writes
+others were made for odd shapes, some of which the GPU backend refuses, of random weights on which rounded activations have no tolerance, or are too short a text). Writes
 verify.json; exit status 1 if a quantity of one is off."""
 
 import argparse
@@ -34,6 +34,10 @@ def verify(arguments, folder, mode, slots):
         status, text, error = done.returncode, done.stdout, done.stderr.strip()
     except subprocess.TimeoutExpired:
         status, text, error = None, "", "no end within 90 s"
+    # A shape that the kernels were not made for is refused by its field, not computed.
+    if status == 1 and "the CUDA backend takes no model with" in error:
+        print(f"{folder.name:28} {mode:8} not for this backend: {error.split(': ', 1)[1]}", flush=True)
+        return None
     result = {"case": folder.name, "mode": mode, "slots": slots, "exit_status": status}
     result["report" if text else "error"] = json.loads(text) if text else error
     name = "all" if slots == ALL else slots
@@ -52,10 +56,11 @@ def main():
     runs = [(folder, mode, n) for folder in folders for mode in ("--exact", "--fast") for n in slots
             if mode == "--exact" or folder.name.startswith("tiny-")]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        results = list(pool.map(lambda run: verify(arguments, *run), runs))
+        results = [result for result in pool.map(lambda run: verify(arguments, *run), runs) if result]
     n_right = sum(result["exit_status"] == 0 for result in results)
     (pathlib.Path(arguments.out) / "verify.json").write_text(json.dumps({"verify": results}, indent=1) + "\n")
-    print(f"verify: {n_right} of {len(results)} runs on {len(folders)} cases are within tolerance")
+    print(f"verify: {n_right} of {len(results)} runs on {len({result['case'] for result in results})} cases are within "
+          f"tolerance; {len(runs) - len(results)} were refused by their shape")
     return 0 if n_right == len(results) > 0 else 1
 
 

@@ -52,6 +52,7 @@ absl::StatusOr<VramPlan> CudaEngine::Plan(const VramNeeds& needs) const {
 }
 
 absl::Status CudaEngine::Init(const Checkpoint& checkpoint, ExpertSource* experts) {
+  HEARTH_RETURN_IF_ERROR(CheckModel(config_));
   int n_devices = 0;
   const cudaError_t found = cudaGetDeviceCount(&n_devices);
   if (found != cudaSuccess || n_devices == 0) {

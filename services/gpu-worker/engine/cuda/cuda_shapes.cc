@@ -12,7 +12,34 @@ constexpr int kPageTokens = 64;
 // Prompts of more rows have their experts streamed; fewer share the work with the CPU.
 constexpr int kExchangeRows = 192;
 
+absl::Status NotMadeFor(const char* field, int64_t value, const char* allowed) {
+  return absl::UnimplementedError(absl::StrCat("the CUDA backend takes no model with ", field, " ",
+                                               value, " (config.json): it must be ", allowed,
+                                               "; choose --backend cpu"));
+}
+
 }  // namespace
+
+absl::Status CheckModel(const ModelConfig& config) {
+  const int d = config.head_dim;
+  if (d != 32 && d != 64 && d != 128 && d != 256) {
+    return NotMadeFor("head_dim", d, "32, 64, 128 or 256");
+  }
+  if (config.n_experts > 1024) return NotMadeFor("num_experts", config.n_experts, "at most 1024");
+  // With the shared expert's place a row's places fill a warp.
+  if (config.experts_per_token > 31) {
+    return NotMadeFor("num_experts_per_tok", config.experts_per_token, "at most 31");
+  }
+  if (config.conv_width > 4) {
+    return NotMadeFor("linear_conv_kernel_dim", config.conv_width, "at most 4");
+  }
+  const int keys = config.linear_key_head_dim, values = config.linear_value_head_dim;
+  if (keys > 128) return NotMadeFor("linear_key_head_dim", keys, "at most 128");
+  if (values > 128 || values % 4 != 0) {
+    return NotMadeFor("linear_value_head_dim", values, "at most 128 and a multiple of 4");
+  }
+  return absl::OkStatus();
+}
 
 CudaShapes ShapesOf(const ModelConfig& config, const ModelWeights& weights,
                     const SlotLayout& layout, const EngineOptions& options) {

@@ -2,6 +2,7 @@
 // taken. Needs no device.
 #pragma once
 
+#include "absl/status/status.h"
 #include "services/gpu-worker/engine/cuda/cuda_backend.h"
 #include "services/gpu-worker/engine/cuda/device_state.h"
 #include "services/gpu-worker/engine/cuda/device_weights.h"
@@ -18,6 +19,10 @@ struct CudaShapes {
   DeviceStateShape state;
   CudaBackendShape backend;
 };
+
+// Whether the kernels were made for such a model: kUnimplemented names the field of config.json,
+// what it may be, and the backend that takes it.
+absl::Status CheckModel(const ModelConfig& config);
 
 // `weights` have a multi-token prediction head where the engine is to make drafts.
 CudaShapes ShapesOf(const ModelConfig& config, const ModelWeights& weights,

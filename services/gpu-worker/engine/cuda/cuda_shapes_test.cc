@@ -96,5 +96,27 @@ TEST_F(CudaShapesTest, WhatASequenceKeepsDoesNotOverlap) {
             shape.delta_layers * shape.layer_floats() + 5 * int64_t{config().hidden_size});
 }
 
+TEST_F(CudaShapesTest, AModelThatTheKernelsWereNotMadeForIsRefusedByItsField) {
+  EXPECT_OK(CheckModel(config()));
+  const auto refused = [&](int ModelConfig::*field, int value) {
+    ModelConfig other = config();
+    other.*field = value;
+    return std::string(CheckModel(other).message());
+  };
+  EXPECT_EQ(
+      refused(&ModelConfig::head_dim, 16),
+      "the CUDA backend takes no model with head_dim 16 (config.json): it must be 32, 64, 128 "
+      "or 256; choose --backend cpu");
+  EXPECT_THAT(refused(&ModelConfig::n_experts, 1025), ::testing::HasSubstr("num_experts 1025"));
+  EXPECT_THAT(refused(&ModelConfig::experts_per_token, 32),
+              ::testing::HasSubstr("num_experts_per_tok 32"));
+  EXPECT_THAT(refused(&ModelConfig::conv_width, 5),
+              ::testing::HasSubstr("linear_conv_kernel_dim 5"));
+  EXPECT_THAT(refused(&ModelConfig::linear_key_head_dim, 129),
+              ::testing::HasSubstr("linear_key_head_dim 129"));
+  EXPECT_THAT(refused(&ModelConfig::linear_value_head_dim, 62),
+              ::testing::HasSubstr("linear_value_head_dim 62"));
+}
+
 }  // namespace
 }  // namespace hearth::worker
