@@ -46,6 +46,7 @@ struct BenchmarkFlags {
   int threads = UsableCores();
   int repetitions = 5;
   int max_batch_tokens = 512;
+  int64_t warm_up = 8;
   double threshold = 0.05;
   uint64_t seed = 1;
   bool json = false, machine = false, exact = false, mtp = false;
@@ -100,8 +101,8 @@ absl::StatusOr<Loaded> Load(const BenchmarkFlags& flags,
   options.max_sequences = worker::LargestBatch(tests);
   // Pages of a GPU are larger.
   constexpr int kPageTokens = 64;
-  options.kv_tokens =
-      worker::KvTokensNeeded(tests, flags.backend.is_cuda() ? kPageTokens : options.page_tokens);
+  options.kv_tokens = worker::KvTokensNeeded(
+      tests, flags.backend.is_cuda() ? kPageTokens : options.page_tokens, flags.warm_up);
   const ExpertLayout layout = flags.exact ? kPlainExperts : kTiledExperts;
   HEARTH_ASSIGN_OR_RETURN(const SegmentPlan plan,
                           store::PlanExperts(*loaded.checkpoint, flags.threads, layout));
@@ -164,6 +165,7 @@ absl::StatusOr<worker::BenchmarkReport> RunTests(const BenchmarkFlags& flags) {
                             worker::RunBenchmark(*loaded.engine, *loaded.counted, traffic, test,
                                                  {.repetitions = flags.repetitions,
                                                   .max_batch_tokens = flags.max_batch_tokens,
+                                                  .warm_up_tokens = flags.warm_up,
                                                   .seed = flags.seed,
                                                   .drafts = flags.mtp ? flags.mtp_drafts : 0,
                                                   .right_share = flags.mtp_right}));
@@ -246,6 +248,13 @@ void AddBenchmark(CLI::App& app, int* exit_code) {
       ->check(CLI::Range(1, 1024));
   command->add_option("--repetitions", flags->repetitions, "Of each test (5)")
       ->check(CLI::Range(1, 1000));
+  command
+      ->add_option(
+          "--warm-up", flags->warm_up,
+          "Tokens of a decode test before those that are timed, so that an expert cache can "
+          "settle")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
   command
       ->add_option("--tests", flags->tests,
                    "prefill:TOKENS[@CONTEXT] and decode:TOKENS[@CONTEXT], separated by commas")

@@ -54,8 +54,9 @@ TEST(TestList, WrongTestsAreRefusedWithWhatIsAllowed) {
 }
 
 TEST(Runner, KvTokensCoverTheLargestTestInWholePages) {
-  EXPECT_EQ(KvTokensNeeded({{kPrefill, 100, 0, 1}, {kDecode, 3, 30, 4}}, 16), 4 * 48);
-  EXPECT_EQ(KvTokensNeeded({{kPrefill, 1, 0, 1}}, 16), 16);
+  EXPECT_EQ(KvTokensNeeded({{kPrefill, 100, 0, 1}, {kDecode, 3, 30, 4}}, 16, 3), 4 * 48);
+  EXPECT_EQ(KvTokensNeeded({{kDecode, 3, 30, 4}}, 16, 40), 4 * 80);
+  EXPECT_EQ(KvTokensNeeded({{kPrefill, 1, 0, 1}}, 16, 40), 16);
 }
 
 TEST(Traffic, AStepTouchesEachPartAsOftenAsItIsUsed) {

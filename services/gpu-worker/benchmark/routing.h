@@ -25,8 +25,8 @@ absl::StatusOr<BenchmarkRouting> MakeRouting(std::string_view text, const ModelC
 // Each layer of each sequence has a working set of experts (or, shared, each layer, as where all
 // sequences speak of the same). Every choice of a token falls into it
 // with probability kLocalShare and anywhere otherwise, all places of a token on different experts;
-// after each token one member of the set is replaced by a random expert with probability
-// kDriftShare.
+// after each token (of a shared set, of the first sequence) one member of the set is replaced by a
+// random expert with probability kDriftShare.
 inline constexpr double kLocalShare = 0.8;
 inline constexpr double kDriftShare = 0.1;
 int DefaultWorkingSet(const ModelConfig& config);  // 80 of 512

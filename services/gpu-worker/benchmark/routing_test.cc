@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <map>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -85,6 +86,30 @@ TEST(LocalRouting, SharedMeansOneWorkingSetForAllSequences) {
   };
   EXPECT_GE(experts_of_second(true), 20);
   EXPECT_LT(experts_of_second(false), 20);
+}
+
+TEST(LocalRouting, ASharedSetChangesAsFastForEightSequencesAsForOne) {
+  const ModelConfig config = LargeShape();
+  // Experts that are chosen often in the last of 200 steps, and were in the first.
+  const auto kept = [&](int n_sequences) {
+    const auto routing = MakeLocalRouting(config, 20, 1, true);
+    std::map<int32_t, int> early, late;
+    for (int step = 0; step < 200; ++step) {
+      std::vector<RoutingOverride::Rows> items;
+      for (int i = 0; i < n_sequences; ++i) items.push_back({i, i + 1, step});
+      std::vector<int32_t> ids(static_cast<size_t>(n_sequences) * 10);
+      routing->Impose(0, items, 10, ids);
+      auto& counts = step < 10 ? early : late;
+      if (step < 10 || step >= 190) {
+        for (const int32_t id : std::span(ids).first(10)) ++counts[id];
+      }
+    }
+    return std::ranges::count_if(
+        late, [&](const auto& use) { return use.second >= 3 && early[use.first] >= 3; });
+  };
+  // Some 20 replacements leave a third of 20 members; 160 leave nobody.
+  EXPECT_GE(kept(1), 3);
+  EXPECT_GE(kept(8), 3);
 }
 
 TEST(LocalRouting, SeedLayerAndSequenceDecide) {

@@ -13,7 +13,6 @@ namespace hearth::worker {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int64_t kWarmUpTokens = 8;
 constexpr float kTemperature = 0;  // where serving takes the largest logits, so does this
 
 double SecondsSince(Clock::time_point start) {
@@ -235,7 +234,7 @@ absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& ex
                                              const RunOptions& options) {
   BenchmarkTest warm_up = test;
   if (test.kind == BenchmarkTest::Kind::kDecode) {
-    warm_up.tokens = std::min(test.tokens, kWarmUpTokens);
+    warm_up.tokens = options.warm_up_tokens;
   }
   BenchmarkResult ignored, result;
   result.test = test;
@@ -257,10 +256,13 @@ absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& ex
   return result;
 }
 
-int64_t KvTokensNeeded(const std::vector<BenchmarkTest>& tests, int page_tokens) {
+int64_t KvTokensNeeded(const std::vector<BenchmarkTest>& tests, int page_tokens,
+                       int64_t warm_up_tokens) {
   int64_t most = page_tokens;
   for (const BenchmarkTest& test : tests) {
-    const int64_t pages = (test.context + test.tokens + page_tokens - 1) / page_tokens;
+    const bool decodes = test.kind == BenchmarkTest::Kind::kDecode;
+    const int64_t tokens = decodes ? std::max(test.tokens, warm_up_tokens) : test.tokens;
+    const int64_t pages = (test.context + tokens + page_tokens - 1) / page_tokens;
     most = std::max(most, pages * page_tokens * test.batch);
   }
   return most;

@@ -37,6 +37,7 @@ class CountingExperts final : public ExpertSource {
 struct RunOptions {
   int repetitions = 5;
   int max_batch_tokens = 512;  // as the engine's
+  int64_t warm_up_tokens = 8;  // of decode tests; more let an expert cache settle
   uint64_t seed = 1;           // of token ids and filled contexts
   // Guesses a step of decode tests (multi-token prediction), and the share of them that counts as
   // right: random weights guess nothing, so what a guess is worth is imposed, as routing is.
@@ -60,9 +61,9 @@ struct BenchmarkResult {
   double zero_copy_share = 0;  // at the end
 };
 
-// Runs a test once to warm up (a decode test at most 8 tokens) and then `repetitions` times. Token
-// ids are random. Contexts are filled, not computed (Engine::FillContext). Prompts share a step's
-// rows equally, as where nobody decodes. Choosing a token from the logits is not part of it.
+// Runs a test once to warm up (a decode test for warm_up_tokens) and then `repetitions` times.
+// Token ids are random. Contexts are filled, not computed (Engine::FillContext). Prompts share a
+// step's rows equally, as where nobody decodes. Choosing a token from the logits is not part of it.
 //
 // With drafts, each step guesses, computes the guesses' rows, and takes back those from the first
 // wrong one on; the same number of each sequence is right.
@@ -70,8 +71,9 @@ absl::StatusOr<BenchmarkResult> RunBenchmark(Engine& engine, CountingExperts& ex
                                              const Traffic& traffic, const BenchmarkTest& test,
                                              const RunOptions& options);
 
-// KV tokens that the largest of the tests needs, in whole pages.
-int64_t KvTokensNeeded(const std::vector<BenchmarkTest>& tests, int page_tokens);
+// KV tokens that the largest of the tests or its warm-up needs, in whole pages.
+int64_t KvTokensNeeded(const std::vector<BenchmarkTest>& tests, int page_tokens,
+                       int64_t warm_up_tokens);
 
 // Sequences that the largest of the tests has at once.
 int LargestBatch(const std::vector<BenchmarkTest>& tests);
