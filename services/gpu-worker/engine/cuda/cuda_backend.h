@@ -155,7 +155,7 @@ class CudaBackend final : public Backend {
                         float* out);
   void DispatchPrompt(const Routing& routing, int width, bool streams, const float* h);
   void AddShared(const SharedExpert& shared, int width, const float* h, float* out);
-  void Await(int width, float* out);
+  absl::Status Await(int width, float* out);
   absl::Status ServeUntilDispatched();
   bool computes_all_logits() const;
   int n_logits() const;

@@ -38,10 +38,14 @@ void CudaBackend::RecordDispatched() {
   if (!is_capturing_) Keep(cudaEventRecord(dispatched_.get(), stream_.get()), "an event");
 }
 
-void CudaBackend::Await(int width, float* out) {
+// In a graph the CPU answers while it runs. Outside, the answer is there before the kernel that
+// waits for it: a launch that blocks, as under memcheck, would keep this thread from serving.
+absl::Status CudaBackend::Await(int width, float* out) {
+  HEARTH_RETURN_IF_ERROR(ServeUntilDispatched());
   Keep(AwaitExpertsCuda({0, rows_.total(), config_.experts_per_token, width}, misses_.exchange(),
                         out, stream_.get()),
        "await");
+  return error();
 }
 
 // Outside a graph: a launch could block on a full queue behind a kernel that waits for us, so
@@ -99,8 +103,7 @@ absl::Status CudaBackend::DecodeExperts(const Routing& routing, const SharedExpe
         "memset");
   }
   if (!shares_slot) AddShared(shared, width, h, out);
-  if (!never_awaits()) Await(width, out);
-  return ServeUntilDispatched();
+  return never_awaits() ? ServeUntilDispatched() : Await(width, out);
 }
 
 absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExpert& shared,
@@ -129,9 +132,8 @@ absl::Status CudaBackend::PrefillExperts(const Routing& routing, const SharedExp
   RunPromptExperts(routing, width, streams, asks, h, out);
   AddShared(shared, width, h, out);
   if (!asks) return error();
-  Await(width, out);
   const double before = misses_.counts().seconds;
-  HEARTH_RETURN_IF_ERROR(ServeUntilDispatched());
+  HEARTH_RETURN_IF_ERROR(Await(width, out));
   if (streams) experts_.LearnCpu(n, n_cpu, misses_.counts().seconds - before);
   return absl::OkStatus();
 }

@@ -49,7 +49,7 @@ class MissServerTest : public ::testing::Test {
     Start(0);
   }
 
-  void Start(uint32_t ticket) {
+  void Start(uint32_t ticket, uint64_t await_nanoseconds = 20'000'000'000) {
     request_.ticket = request_.answer = ticket;
     misses_.resize(kMaxRows * kTopK);
     sums_.assign(kMaxRows * kWidth, 7);
@@ -57,7 +57,8 @@ class MissServerTest : public ::testing::Test {
                             .misses = misses_.data(),
                             .h = h_.data(),
                             .sums = sums_.data(),
-                            .counters = nullptr};
+                            .counters = nullptr,
+                            .await_nanoseconds = await_nanoseconds};
     server_ = MissServer::Over(
         exchange, {.max_rows = kMaxRows, .top_k = kTopK, .n_experts = 64, .width = kWidth}, &ops_,
         &parallel_, experts_.get());
@@ -156,6 +157,17 @@ TEST_F(MissServerTest, AWaitThatTimedOutIsAnError) {
   request_.failed = 1;
   Ask(0, 1, {{0, 4, 1}});
   EXPECT_THAT(Serve(), IsStatus(absl::StatusCode::kInternal, HasSubstr("waited too long")));
+}
+
+// As a prompt's, whose wait on the GPU begins behind the answer.
+TEST_F(MissServerTest, AnAnswerThatTookTooLongIsAnErrorThoughNobodyWaited) {
+  Start(0, 1);
+  Ask(0, 1, {{0, 4, 1}});
+  EXPECT_THAT(Serve(), IsStatus(absl::StatusCode::kInternal, HasSubstr("waited too long")));
+  EXPECT_EQ(request_.answer, request_.ticket);
+  Start(request_.ticket);
+  Ask(0, 1, {{0, 4, 1}});
+  EXPECT_OK(Serve());
 }
 
 // After a wait that timed out the GPU may overwrite a request while it is read.
