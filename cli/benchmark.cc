@@ -140,6 +140,7 @@ absl::StatusOr<worker::BenchmarkReport> RunTests(const BenchmarkFlags& flags) {
   report.model = IsSyntheticName(flags.model) ? loaded.checkpoint->folder().string() : flags.model;
   report.n_threads = flags.threads;
   report.repetitions = flags.repetitions;
+  report.warm_up_tokens = flags.warm_up;
   report.kernels = std::string(loaded.engine->backend());
   report.routing = loaded.routing.description;
   if (flags.mtp) {

@@ -154,6 +154,16 @@ TEST_F(RunnerTest, DecodingIsTimedTokenByToken) {
   EXPECT_EQ(engine_->pages_free(), engine_->pages_total());
 }
 
+TEST_F(RunnerTest, WarmsUpForAsManyTokensAsAsked) {
+  const auto run = [&](int64_t warm_up_tokens) {
+    return RunBenchmark(*engine_, *experts_, traffic_, {kDecode, 1, 0, 1},
+                        {.repetitions = 1, .warm_up_tokens = warm_up_tokens});
+  };
+  ASSERT_OK_AND_ASSIGN(const auto result, run(1024));  // all that there are pages for
+  EXPECT_THAT(result.between_token_seconds, SizeIs(1));
+  EXPECT_THAT(run(1025), IsStatus(absl::StatusCode::kResourceExhausted, ::testing::_));
+}
+
 TEST_F(RunnerTest, OneTokensBytesAreThoseOfItsStep) {
   ASSERT_OK_AND_ASSIGN(const auto result, Run({kDecode, 1, 100, 1}));
   EXPECT_EQ(result.experts_per_step, 2);

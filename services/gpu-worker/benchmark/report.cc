@@ -102,6 +102,7 @@ json::object ToJson(const BenchmarkReport& report) {
                          {"parameters",
                           {{"threads", report.n_threads},
                            {"repetitions", report.repetitions},
+                           {"warm_up_tokens", report.warm_up_tokens},
                            {"kernels", report.kernels},
                            {"routing", report.routing},
                            {"mtp", report.mtp},

@@ -21,6 +21,7 @@ struct BenchmarkReport {
   std::string model;
   int n_threads = 0;
   int repetitions = 0;
+  int64_t warm_up_tokens = 0;   // of decode tests
   std::string kernels;          // "float32 reference"
   std::string routing;          // what MakeRouting described
   std::string mtp = "off";      // "1 guess a step, 80 % of them right"
